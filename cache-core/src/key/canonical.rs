@@ -1,0 +1,336 @@
+//! Any `Serialize` value as canonical text: one text per value, in every process.
+//!
+//! Scalars carry their kind, text its length, and collections their brackets, so that no two values of one type
+//! share a text. Maps are sorted by their keys' texts. Floats are written by their bits, and NaN is refused: it
+//! equals nothing, itself included.
+
+use std::fmt::{Display, Write as _};
+
+use serde::ser::{self, Serialize, Serializer};
+
+use crate::error::{Error, ErrorKind};
+
+pub(super) fn to_text<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
+    let mut text = String::new();
+    value.serialize(Writer { text: &mut text }).map_err(|refusal| Error::new(ErrorKind::InvalidKey, refusal.0))?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Refusal(String);
+
+impl Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl ser::Error for Refusal {
+    fn custom<T: Display>(message: T) -> Self {
+        Self(format!("a key argument refused to be serialised: {message}"))
+    }
+}
+
+struct Writer<'a> {
+    text: &'a mut String,
+}
+
+impl<'a> Writer<'a> {
+    fn scalar(self, value: impl Display) -> Result<(), Refusal> {
+        let _ = write!(self.text, "{value}");
+        Ok(())
+    }
+
+    fn float(self, kind: char, value: f64, bits: u64) -> Result<(), Refusal> {
+        if value.is_nan() {
+            return Err(Refusal("a key argument is NaN, which equals nothing; give a number, or skip it".to_owned()));
+        }
+        let _ = write!(self.text, "{kind}{bits:x}");
+        Ok(())
+    }
+
+    fn open(self, bracket: char, close: char) -> Compound<'a> {
+        self.text.push(bracket);
+        Compound { text: self.text, close, first: true, entries: Vec::new(), key: String::new() }
+    }
+
+    fn variant(self, name: &str) -> Self {
+        let _ = write!(self.text, "@{}'{name}", name.len());
+        self
+    }
+}
+
+/// A collection under way. Map entries are kept until the end, to be sorted.
+struct Compound<'a> {
+    text: &'a mut String,
+    close: char,
+    first: bool,
+    entries: Vec<(String, String)>,
+    key: String,
+}
+
+impl Compound<'_> {
+    fn element<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<(), Refusal> {
+        if !std::mem::take(&mut self.first) {
+            self.text.push(',');
+        }
+        if !name.is_empty() {
+            let _ = write!(self.text, "{name}=");
+        }
+        value.serialize(Writer { text: self.text })
+    }
+
+    fn finish(mut self) -> Result<(), Refusal> {
+        self.entries.sort();
+        for (index, (key, value)) in self.entries.iter().enumerate() {
+            let _ = write!(self.text, "{}{key}={value}", if index == 0 { "" } else { "," });
+        }
+        self.text.push(self.close);
+        Ok(())
+    }
+}
+
+impl<'a> Serializer for Writer<'a> {
+    type Ok = ();
+    type Error = Refusal;
+    type SerializeSeq = Compound<'a>;
+    type SerializeTuple = Compound<'a>;
+    type SerializeTupleStruct = Compound<'a>;
+    type SerializeTupleVariant = Compound<'a>;
+    type SerializeMap = Compound<'a>;
+    type SerializeStruct = Compound<'a>;
+    type SerializeStructVariant = Compound<'a>;
+
+    fn serialize_bool(self, v: bool) -> Result<(), Refusal> {
+        self.scalar(if v { "t" } else { "f" })
+    }
+    fn serialize_i8(self, v: i8) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_i16(self, v: i16) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_i32(self, v: i32) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_i64(self, v: i64) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_i128(self, v: i128) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_u8(self, v: u8) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_u16(self, v: u16) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_u32(self, v: u32) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_u64(self, v: u64) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_u128(self, v: u128) -> Result<(), Refusal> {
+        self.scalar(v)
+    }
+    fn serialize_f32(self, v: f32) -> Result<(), Refusal> {
+        self.float('e', f64::from(v), u64::from(v.to_bits()))
+    }
+    fn serialize_f64(self, v: f64) -> Result<(), Refusal> {
+        self.float('d', v, v.to_bits())
+    }
+    fn serialize_char(self, v: char) -> Result<(), Refusal> {
+        self.serialize_str(v.encode_utf8(&mut [0; 4]))
+    }
+    fn serialize_str(self, v: &str) -> Result<(), Refusal> {
+        self.scalar(format_args!("{}'{v}", v.len()))
+    }
+    fn serialize_bytes(self, v: &[u8]) -> Result<(), Refusal> {
+        self.text.push('x');
+        v.iter().try_for_each(|byte| write!(self.text, "{byte:02x}")).map_err(ser::Error::custom)
+    }
+    fn serialize_none(self) -> Result<(), Refusal> {
+        self.scalar('_')
+    }
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Refusal> {
+        self.text.push('+');
+        value.serialize(self)
+    }
+    fn serialize_unit(self) -> Result<(), Refusal> {
+        self.scalar("()")
+    }
+    fn serialize_unit_struct(self, _: &'static str) -> Result<(), Refusal> {
+        self.serialize_unit()
+    }
+    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<(), Refusal> {
+        self.variant(variant);
+        Ok(())
+    }
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), Refusal> {
+        value.serialize(self)
+    }
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<(), Refusal> {
+        let mut compound = self.variant(variant).open('(', ')');
+        compound.element("", value)?;
+        compound.finish()
+    }
+    fn serialize_seq(self, _: Option<usize>) -> Result<Compound<'a>, Refusal> {
+        Ok(self.open('(', ')'))
+    }
+    fn serialize_tuple(self, _: usize) -> Result<Compound<'a>, Refusal> {
+        Ok(self.open('(', ')'))
+    }
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Compound<'a>, Refusal> {
+        Ok(self.open('(', ')'))
+    }
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        _: usize,
+    ) -> Result<Compound<'a>, Refusal> {
+        Ok(self.variant(variant).open('(', ')'))
+    }
+    fn serialize_map(self, _: Option<usize>) -> Result<Compound<'a>, Refusal> {
+        Ok(self.open('<', '>'))
+    }
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Compound<'a>, Refusal> {
+        Ok(self.open('<', '>'))
+    }
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        _: usize,
+    ) -> Result<Compound<'a>, Refusal> {
+        Ok(self.variant(variant).open('<', '>'))
+    }
+}
+
+macro_rules! elements {
+    ($($trait:ident :: $method:ident),*) => {$(
+        impl ser::$trait for Compound<'_> {
+            type Ok = ();
+            type Error = Refusal;
+
+            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
+                self.element("", value)
+            }
+            fn end(self) -> Result<(), Refusal> {
+                self.finish()
+            }
+        }
+    )*};
+}
+elements!(
+    SerializeSeq::serialize_element,
+    SerializeTuple::serialize_element,
+    SerializeTupleStruct::serialize_field,
+    SerializeTupleVariant::serialize_field
+);
+
+macro_rules! fields {
+    ($($trait:ident),*) => {$(
+        impl ser::$trait for Compound<'_> {
+            type Ok = ();
+            type Error = Refusal;
+
+            fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Refusal> {
+                self.element(name, value)
+            }
+            fn end(self) -> Result<(), Refusal> {
+                self.finish()
+            }
+        }
+    )*};
+}
+fields!(SerializeStruct, SerializeStructVariant);
+
+impl ser::SerializeMap for Compound<'_> {
+    type Ok = ();
+    type Error = Refusal;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Refusal> {
+        self.key.clear();
+        key.serialize(Writer { text: &mut self.key })
+    }
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
+        let mut text = String::new();
+        value.serialize(Writer { text: &mut text })?;
+        self.entries.push((std::mem::take(&mut self.key), text));
+        Ok(())
+    }
+    fn end(self) -> Result<(), Refusal> {
+        self.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq, serde::Serialize)]
+    enum Shape {
+        Dot,
+        Circle(u8),
+        Line(u8, u8),
+        Box { width: Option<u8>, tags: Vec<String>, notes: BTreeMap<String, bool> },
+    }
+
+    fn shape() -> impl Strategy<Value = Shape> {
+        prop_oneof![
+            Just(Shape::Dot),
+            any::<u8>().prop_map(Shape::Circle),
+            any::<(u8, u8)>().prop_map(|(a, b)| Shape::Line(a, b)),
+            (
+                any::<Option<u8>>(),
+                prop::collection::vec("[a',()=<>+_]{0,4}", 0..3),
+                prop::collection::btree_map("[a'=,]{0,3}", any::<bool>(), 0..3)
+            )
+                .prop_map(|(width, tags, notes)| Shape::Box { width, tags, notes }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn distinct_values_have_distinct_texts(a in shape(), b in shape()) {
+            prop_assert_eq!(a == b, to_text(&a).unwrap() == to_text(&b).unwrap());
+        }
+
+        #[test]
+        fn the_order_of_a_map_does_not_matter(entries in prop::collection::hash_map("[a-c]{0,3}", any::<u16>(), 0..8)) {
+            let reversed: HashMap<_, _> = entries.iter().collect::<Vec<_>>().into_iter().rev().collect();
+            prop_assert_eq!(to_text(&entries).unwrap(), to_text(&reversed).unwrap());
+        }
+
+        #[test]
+        fn floats_are_told_apart_by_bits(a in any::<f64>(), b in any::<f64>()) {
+            prop_assume!(!a.is_nan() && !b.is_nan());
+            prop_assert_eq!(a.to_bits() == b.to_bits(), to_text(&a).unwrap() == to_text(&b).unwrap());
+        }
+    }
+
+    #[test]
+    fn nan_is_refused_and_says_what_to_do() {
+        let error = to_text(&[1.0, f64::NAN]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidKey);
+        assert!(error.to_string().contains("NaN"));
+        assert!(to_text(&f32::NAN).is_err());
+        assert_ne!(to_text(&0.0).unwrap(), to_text(&-0.0).unwrap());
+    }
+}

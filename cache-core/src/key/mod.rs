@@ -1,0 +1,241 @@
+//! Step *key* of the picture: tenant-scoped keys, injective and readable in redis-cli.
+//!
+//! `<root>:tenant:<tenant>:<profile>:<identifier>` and `<root>:<profile>:<identifier>`. Segments are
+//! percent-encoded; `~` marks auxiliary keys and the hash that ends a key too long to be kept as it is.
+
+mod argument;
+mod canonical;
+pub(crate) mod pattern;
+pub(crate) mod segment;
+mod tenant;
+
+use std::fmt::Write as _;
+
+use arrayvec::ArrayString;
+
+pub use self::{
+    argument::{Canonical, KeyArgument, KeyWriter},
+    tenant::TenantArgument,
+};
+use self::{segment::is_name, tenant::MAX_TENANT};
+use crate::error::{Error, ErrorKind};
+
+/// The longest key that is kept as it is; a longer one ends in a hash.
+pub(crate) const MAX_PLAIN: usize = 200;
+/// `~` and 256 bits in hexadecimal.
+pub(crate) const HASH_LEN: usize = 65;
+/// The longest root, in bytes.
+pub(crate) const MAX_ROOT: usize = 32;
+/// The longest profile name, in bytes.
+pub(crate) const MAX_PROFILE: usize = 64;
+/// The longest key: every part before the identifier at its longest, then a hash.
+const MAX_KEY: usize = MAX_ROOT + ":tenant:".len() + MAX_TENANT + 1 + MAX_PROFILE + 1 + HASH_LEN;
+
+/// What all keys of one tenant, or of none, start with: `cache:tenant:acme:` or `cache:`.
+pub(crate) type Prefix = ArrayString<{ MAX_ROOT + 8 + MAX_TENANT + 1 }>;
+
+/// The prefix of `tenant`, or of the keys that belong to no tenant.
+#[inline]
+pub(crate) fn prefix(root: &str, tenant: Option<&str>) -> Result<Prefix, Error> {
+    let mut prefix = Prefix::new_const();
+    match tenant {
+        Some(tenant) => tenant::write_tenant(root, tenant, &mut prefix)?,
+        None => {
+            prefix.push_str(root);
+            prefix.push(':');
+        }
+    }
+    Ok(prefix)
+}
+
+/// Checks a root: the first segment of all keys of a deployment.
+pub(crate) fn check_root(root: &str) -> Result<(), Error> {
+    if is_name(root, MAX_ROOT) {
+        return Ok(());
+    }
+    let message =
+        format!("root {root:?} is not a name: [a-z][a-z0-9_.-]*, 1 to {MAX_ROOT} bytes, for instance \"prod\"");
+    Err(Error::new(ErrorKind::InvalidConfig, message))
+}
+
+/// Whether `name` can be a profile, the segment after the tenant.
+pub(crate) const fn is_profile(name: &str) -> bool {
+    is_name(name, MAX_PROFILE) && !matches!(name.as_bytes(), b"tenant")
+}
+
+/// A whole key as the server sees it, on the stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FullKey {
+    text: ArrayString<MAX_KEY>,
+    /// Where the tenant's prefix ends.
+    scope_end: u16,
+    /// Where the profile ends, before its `:`.
+    profile_end: u16,
+}
+
+impl FullKey {
+    /// Joins prefix, profile and identifier; shortens the identifier to a readable head and a hash where the whole
+    /// would be longer than 200 bytes.
+    #[inline]
+    pub(crate) fn new(prefix: &Prefix, profile: &str, identifier: &KeyWriter) -> Self {
+        let mut text = ArrayString::new_const();
+        text.push_str(prefix);
+        text.push_str(profile);
+        let profile_end = text.len();
+        text.push(':');
+        match identifier.plain() {
+            Some(plain) if text.len() + plain.len() <= MAX_PLAIN => text.push_str(plain),
+            _ => push_hashed(&mut text, identifier),
+        }
+        // Lossless: a key is at most `MAX_KEY` bytes.
+        #[expect(clippy::cast_possible_truncation, reason = "MAX_KEY fits u16")]
+        Self { text, scope_end: prefix.len() as u16, profile_end: profile_end as u16 }
+    }
+
+    #[inline]
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The tenant's prefix, or that of no tenant.
+    #[inline]
+    pub(crate) fn scope(&self) -> &str {
+        &self.text[..usize::from(self.scope_end)]
+    }
+
+    /// The tenant's prefix and the profile: what names a keyspace of a tenant.
+    #[inline]
+    pub(crate) fn keyspace(&self) -> &str {
+        &self.text[..usize::from(self.profile_end)]
+    }
+
+    pub(crate) fn lease(&self) -> String {
+        format!("{}~l", self.text)
+    }
+
+    pub(crate) fn keyspace_generation(&self) -> String {
+        keyspace_generation(self.keyspace())
+    }
+
+    pub(crate) fn scope_generation(&self) -> String {
+        scope_generation(self.scope())
+    }
+
+    pub(crate) fn sweep_fence(&self) -> String {
+        sweep_fence(self.scope())
+    }
+}
+
+#[cold]
+fn push_hashed(text: &mut ArrayString<MAX_KEY>, identifier: &KeyWriter) {
+    let room = MAX_PLAIN.saturating_sub(text.len() + HASH_LEN);
+    let head = identifier.head();
+    text.push_str(&head[..room.min(head.len())]);
+    let _ = write!(text, "~{}", identifier.hash().to_hex());
+}
+
+/// The generation of a whole tenant, or of the keys of no tenant, from its prefix.
+pub(crate) fn scope_generation(scope: &str) -> String {
+    format!("{scope}~g")
+}
+
+/// The generation of one keyspace of a tenant, from prefix and profile.
+pub(crate) fn keyspace_generation(keyspace: &str) -> String {
+    format!("{keyspace}:~g")
+}
+
+/// The sweep fence of a tenant, from its prefix.
+pub(crate) fn sweep_fence(scope: &str) -> String {
+    format!("{scope}~f")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn full(tenant: Option<&str>, profile: &str, identifier: impl KeyArgument) -> FullKey {
+        let mut writer = KeyWriter::new();
+        writer.segment();
+        identifier.write_key(&mut writer).unwrap();
+        FullKey::new(&prefix("cache", tenant).unwrap(), profile, &writer)
+    }
+
+    /// Pins the grammar: a change here is a change of every stored key.
+    #[test]
+    fn golden_keys() {
+        let long = "x".repeat(300);
+        let lines = [
+            full(Some("acme"), "workflow_def", "abc-456").as_str().to_owned(),
+            full(None, "workflow_def", "global-1").as_str().to_owned(),
+            full(Some("123"), "api_response", "contacts_list").as_str().to_owned(),
+            full(Some("R&D"), "api", ("scan", 7, true)).as_str().to_owned(),
+            full(Some("é:*"), "api", ("a:b", "")).as_str().to_owned(),
+            full(Some("acme"), "api", ("a", "b")).as_str().to_owned(),
+            full(Some("acme"), "api", (None::<&str>, Some("x"), Some(None::<u8>), Some(Some(1_u8))))
+                .as_str()
+                .to_owned(),
+            full(Some("acme"), "api", (vec![1, 2], ("p", "q"), Some(("r", "s")))).as_str().to_owned(),
+            full(Some("acme"), "api", &*long).as_str().to_owned(),
+            full(Some("acme"), "api", "id").lease(),
+            full(Some("acme"), "api", "id").scope_generation(),
+            full(Some("acme"), "api", "id").keyspace_generation(),
+            full(Some("acme"), "api", "id").sweep_fence(),
+            full(None, "api", "id").scope_generation(),
+        ];
+        assert_eq!(lines.join("\n") + "\n", include_str!("../../tests/golden/keys.txt"));
+    }
+
+    #[test]
+    fn a_key_is_at_most_200_bytes_unless_its_prefix_is_long() {
+        for length in [100, 120, 180, 181, 182, 199, 200, 201, 65_536] {
+            let key = full(Some("acme"), "api", "x".repeat(length));
+            assert!(key.as_str().len() <= MAX_PLAIN, "{length}");
+            assert_eq!(key.as_str().contains('~'), length > MAX_PLAIN - "cache:tenant:acme:api:".len(), "{length}");
+        }
+        let tenant = "t".repeat(MAX_TENANT);
+        assert!(full(Some(&tenant), &"p".repeat(MAX_PROFILE), "x".repeat(65_536)).as_str().len() <= MAX_KEY);
+    }
+
+    #[test]
+    fn a_tenant_of_64_kb_or_none_at_all_is_a_clear_error() {
+        for tenant in ["", &"x".repeat(65_536), &"é".repeat(60)] {
+            let error = prefix("cache", Some(tenant)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidTenant);
+            assert!(error.to_string().contains("192"), "{error}");
+        }
+    }
+
+    #[test]
+    fn tenant_is_reserved_as_a_profile() {
+        assert!(!is_profile("tenant"));
+        assert!(is_profile("tenant_config"));
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_injective(
+            a in (".{0,8}", "[a-z]{1,3}", ".{0,8}", prop::option::of("[!+:|#~a]{0,3}")),
+            b in (".{0,8}", "[a-z]{1,3}", ".{0,8}", prop::option::of("[!+:|#~a]{0,3}")),
+        ) {
+            prop_assume!(!a.0.is_empty() && !b.0.is_empty());
+            let key = |(tenant, profile, first, second): &(String, String, String, Option<String>)|
+                full(Some(tenant), profile, (first.as_str(), second.as_deref()));
+            prop_assert_eq!(a == b, key(&a) == key(&b));
+        }
+
+        #[test]
+        fn long_identifiers_are_injective(a in "[ab:]{150,260}", b in "[ab:]{150,260}") {
+            prop_assert_eq!(a == b, full(Some("t"), "p", &*a) == full(Some("t"), "p", &*b));
+        }
+
+        #[test]
+        fn nested_collections_are_injective(
+            a in prop::collection::vec((".{0,2}", prop::option::of(prop::option::of(any::<u8>()))), 0..3),
+            b in prop::collection::vec((".{0,2}", prop::option::of(prop::option::of(any::<u8>()))), 0..3),
+        ) {
+            prop_assert_eq!(a == b, full(None, "p", &a) == full(None, "p", &b));
+        }
+    }
+}

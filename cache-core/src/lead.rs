@@ -1,0 +1,363 @@
+//! Steps *lease*, *fetch* and *store* of the picture: what the leader of a flight does for all who wait.
+//!
+//! The fetch may borrow its arguments, so the leader runs it inline and renews its lease meanwhile. Wherever this
+//! future is dropped, two guards act: the flight hands over to the next waiter, and the lease is released.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
+
+use rand::RngExt as _;
+
+use crate::{
+    clock::{Instant, sleep},
+    codec::{CacheValue, encoded_len, envelope::Id},
+    error::Error,
+    near::{Cached, Watch, erase},
+    nesting,
+    read_through::Call,
+    remote::{Budget, Lease, Leased, Remote},
+    single_flight::{Ending, Event, Leader},
+    state::Verdict,
+    stats::Counters,
+    sync::Arc,
+    write,
+};
+
+/// How often a waiting process looks again without a backplane to wake it: jittered, growing from one to the other.
+const FIRST_POLL: Duration = Duration::from_millis(4);
+const LONGEST_POLL: Duration = Duration::from_millis(40);
+
+/// What is to become of the fetched value.
+pub(crate) enum Storage {
+    /// FILL under this lease.
+    Fill(Release),
+    /// The near tier, which is the only one.
+    Alone,
+    /// The near tier, for the short time that needs no confirmation: Redis is down, or holds a newer type.
+    Unconfirmed,
+    /// Nothing: a write fence is up, or another process has fetched for too long.
+    Nowhere,
+}
+
+/// Takes the lease, fetches and stores.
+pub(crate) async fn lead<T: CacheValue, E>(
+    mut call: Call<'_, T, E>,
+    leader: Leader<'_>,
+    fetch: impl Future<Output = Result<Cached<T>, E>>,
+) -> Result<Cached<T>, E> {
+    let state = call.state;
+    let storage = match (&state.remote, call.newer) {
+        (None, _) => Storage::Alone,
+        (Some(_), true) => Storage::Unconfirmed,
+        (Some(remote), false) => match take_lease(&mut call, remote, &leader, state.options.lease).await {
+            Taking::Found(value, sent) => {
+                call.counters.coalesced.increment();
+                leader.finish(Ending::Value(erase(&value)), Some(sent));
+                return Ok(value);
+            }
+            Taking::Storage(storage) => storage,
+        },
+    };
+    if matches!(storage, Storage::Unconfirmed | Storage::Nowhere) {
+        // No command will accept the value, so who joins later could not take it.
+        leader.close();
+    }
+    let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
+    leader.fetch_begins(watch);
+    let begun = Asked { asked_at, watch };
+    let lease = if let Storage::Fill(release) = &storage { Some(release) } else { None };
+    match run(&call, Some(&leader), lease, fetch).await {
+        Ok(value) => {
+            let cost = call.state.clock.now().since(asked_at);
+            let accepted = store(&mut call, &leader, storage, &value, begun, cost).await;
+            leader.finish(Ending::Value(erase(&value)), accepted);
+            Ok(value)
+        }
+        // The lease is released by its guard: an error is not held across an await, so it need not be `Send`.
+        Err(error) => {
+            leader.finish(Ending::Failed(call.share.map(|share| share.erase(&error))), None);
+            Err(error)
+        }
+    }
+}
+
+/// Fetches for this call alone; nothing is stored.
+pub(crate) async fn fetch_alone<T: CacheValue, E>(
+    call: &Call<'_, T, E>,
+    fetch: impl Future<Output = Result<Cached<T>, E>>,
+) -> Result<Cached<T>, E> {
+    run(call, None, None, fetch).await
+}
+
+pub(crate) enum Taking<T> {
+    /// A value, and when the LEASE was sent that accepted it.
+    Found(Cached<T>, Event),
+    Storage(Storage),
+}
+
+/// LEASE, again and again while another process fetches, for `patience` in all.
+pub(crate) async fn take_lease<T: CacheValue, E>(
+    call: &mut Call<'_, T, E>,
+    remote: &Arc<Remote>,
+    leader: &Leader<'_>,
+    patience: Duration,
+) -> Taking<T> {
+    let period = call.state.options.lease;
+    let ttl = call.target.fresh_ttl(false).unwrap_or(period);
+    let mut lease = Lease::new(&call.target.key, rand::random());
+    let (mut waited, mut pause) = (Duration::ZERO, FIRST_POLL);
+    loop {
+        let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
+        leader.polled(asked_at);
+        let sent = leader.sending();
+        // From here on the lease may be ours, whatever becomes of this call.
+        let mut release = Release::new(remote, &lease, call.state.options.op_timeout);
+        let leased = remote.lease(&mut call.budget, &mut lease, period, ttl, call.seen.as_deref()).await;
+        if leased.is_ok() {
+            release.lease = None;
+        }
+        match leased {
+            Ok(Leased::Granted) => {
+                release.lease = Some(lease);
+                return Taking::Storage(Storage::Fill(release));
+            }
+            Ok(Leased::Found(read)) => match call.target.accept(&read, asked_at, watch, call.slot) {
+                Verdict::Hit(value) => return Taking::Found(value, sent),
+                Verdict::Miss { seen } => call.seen = seen,
+                Verdict::Newer => return Taking::Storage(Storage::Unconfirmed),
+            },
+            Ok(Leased::Fenced) => return Taking::Storage(Storage::Nowhere),
+            Ok(Leased::Taken { holder, left }) => {
+                if waited >= patience || nesting::holds(&holder) {
+                    return Taking::Storage(Storage::Nowhere);
+                }
+                let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+                let turn = jittered.min(left).max(Duration::from_millis(1));
+                sleep(turn).await;
+                waited += turn;
+                pause = (pause * 5 / 4).min(LONGEST_POLL);
+            }
+            Err(error) => {
+                call.state.remote_failed("lease", call.counters, &error);
+                return Taking::Storage(Storage::Unconfirmed);
+            }
+        }
+    }
+}
+
+/// Runs the fetch, and beside it whatever shows that this leader is alive.
+async fn run<T: CacheValue, E>(
+    call: &Call<'_, T, E>,
+    leader: Option<&Leader<'_>>,
+    release: Option<&Release>,
+    fetch: impl Future<Output = Result<Cached<T>, E>>,
+) -> Result<Cached<T>, E> {
+    call.counters.fetches.increment();
+    let mut outcome = Outcome { counters: call.counters, failed: true };
+    let token = release.map_or([0; 16], Release::token);
+    let frame = (call.target.key.as_str(), call.target.binding, token);
+    let mut fetch = pin!(nesting::within(call.state.id, [frame], fetch));
+    let mut beat = pin!(beat(call, leader, release));
+    let result = beside(&mut fetch, &mut beat).await;
+    outcome.failed = result.is_err();
+    result
+}
+
+/// Polls `background`, which never ends, whenever `fetch` is waiting.
+pub(crate) async fn beside<R, B>(
+    mut fetch: impl Future<Output = R> + Unpin,
+    mut background: impl Future<Output = B> + Unpin,
+) -> R {
+    poll_fn(|context| {
+        if let Poll::Ready(result) = Pin::new(&mut fetch).poll(context) {
+            return Poll::Ready(result);
+        }
+        let _ = Pin::new(&mut background).poll(context);
+        Poll::Pending
+    })
+    .await
+}
+
+/// Three times per lease period: says that the leader is alive, and renews the lease until the fetch has taken
+/// `max_fetch`.
+pub(crate) async fn beat<T, E>(call: &Call<'_, T, E>, leader: Option<&Leader<'_>>, release: Option<&Release>) {
+    let Some(leader) = leader else { return std::future::pending().await };
+    let (period, mut renewals) = (call.state.options.lease, call.state.options.max_fetch);
+    let mut renew = release;
+    loop {
+        sleep(period / 3).await;
+        leader.polled(call.state.clock.now());
+        renewals = renewals.saturating_sub(period / 3);
+        let Some(Release { remote, lease: Some(lease), op_timeout }) = renew.filter(|_| !renewals.is_zero()) else {
+            continue;
+        };
+        match remote.renew(&mut Budget::new(*op_timeout), lease, period).await {
+            Ok(true) => {}
+            Ok(false) => {
+                // Doomed: the value will be refused, so nobody need wait for it.
+                leader.close();
+                renew = None;
+            }
+            Err(error) => call.state.remote_failed("renew", call.counters, &error),
+        }
+    }
+}
+
+/// What was known before the fetch began.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) asked_at: Instant,
+    pub(crate) watch: Watch,
+}
+
+/// Stores a fetched value. Returns the event at which a command was sent that accepted it, if one did.
+pub(crate) async fn store<T: CacheValue, E>(
+    call: &mut Call<'_, T, E>,
+    leader: &Leader<'_>,
+    storage: Storage,
+    value: &Cached<T>,
+    begun: Asked,
+    cost: Duration,
+) -> Option<Event> {
+    let ttl = call.target.fresh_ttl(value.is_none());
+    match (storage, ttl) {
+        (Storage::Fill(release), Some(ttl)) => fill(call, leader, release, value, begun, ttl, cost).await,
+        (Storage::Fill(release), None) => {
+            release.now(&mut call.budget).await;
+            None
+        }
+        (Storage::Alone, ttl) => store_alone(call, leader, value, ttl, begun.watch),
+        (Storage::Unconfirmed, Some(ttl)) => {
+            keep_unconfirmed(call, value, ttl, &begun);
+            None
+        }
+        (Storage::Unconfirmed, None) | (Storage::Nowhere, _) => None,
+    }
+}
+
+async fn fill<T: CacheValue, E>(
+    call: &mut Call<'_, T, E>,
+    leader: &Leader<'_>,
+    mut release: Release,
+    value: &Cached<T>,
+    begun: Asked,
+    ttl: Duration,
+    cost: Duration,
+) -> Option<Event> {
+    let encoded = match write::encode(call.target, &release.remote, value, ttl, cost) {
+        Ok(encoded) => encoded,
+        Err(error) => {
+            call.target.not_stored(call.slot, &error);
+            release.now(&mut call.budget).await;
+            return None;
+        }
+    };
+    let (sent, asked_at, len) = (leader.sending(), call.state.clock.now(), encoded.len());
+    // FILL drops the lease, in a task that outlives this call.
+    let lease = release.lease.take()?;
+    match write::fill(&release.remote, &mut call.budget, release.op_timeout, lease, encoded).await {
+        Ok(true) => {
+            call.counters.stored.increment();
+            call.target.keep_beside_redis(value, ttl, asked_at, begun.watch, call.slot, len);
+            Some(sent)
+        }
+        Ok(false) => {
+            call.counters.refused.increment();
+            None
+        }
+        Err(error) => {
+            call.target.not_stored(call.slot, &error);
+            keep_unconfirmed(call, value, ttl, &begun);
+            None
+        }
+    }
+}
+
+/// Without Redis the check of the stripes is the verdict: made after everybody in the flight has joined.
+fn store_alone<T: CacheValue, E>(
+    call: &Call<'_, T, E>,
+    leader: &Leader<'_>,
+    value: &Cached<T>,
+    ttl: Option<Duration>,
+    watch: Watch,
+) -> Option<Event> {
+    let checked = leader.sending();
+    if !call.state.near.stripes.unchanged(&watch) {
+        call.counters.refused.increment();
+        return None;
+    }
+    if let Some(ttl) = ttl {
+        match call.target.keep_alone(value, ttl, watch, call.slot) {
+            Ok(()) => call.counters.stored.increment(),
+            Err(error) => call.target.not_stored(call.slot, &error),
+        }
+    }
+    Some(checked)
+}
+
+/// Keeps a value that no command accepted for as long as that is safe, counted from before its fetch.
+fn keep_unconfirmed<T: CacheValue, E>(call: &Call<'_, T, E>, value: &Cached<T>, ttl: Duration, begun: &Asked) {
+    let Ok(len) = value.as_deref().map_or(Ok(0), encoded_len) else { return };
+    if call.target.check_len(len).is_ok() {
+        call.target.keep_beside_redis(value, ttl, begun.asked_at, begun.watch, call.slot, len);
+    }
+}
+
+/// Counts a fetch that fails, panics or is dropped.
+pub(crate) struct Outcome<'a> {
+    pub(crate) counters: &'a Counters,
+    pub(crate) failed: bool,
+}
+
+impl Drop for Outcome<'_> {
+    fn drop(&mut self) {
+        if self.failed {
+            self.counters.failed_fetches.increment();
+        }
+    }
+}
+
+/// The duty to give the lease back. Dropped with it, that is done in the background.
+pub(crate) struct Release {
+    remote: Arc<Remote>,
+    lease: Option<Lease>,
+    op_timeout: Duration,
+}
+
+impl Release {
+    fn new(remote: &Arc<Remote>, lease: &Lease, op_timeout: Duration) -> Self {
+        Self { remote: remote.clone(), lease: Some(lease.clone()), op_timeout }
+    }
+
+    pub(crate) fn token(&self) -> Id {
+        self.lease.as_ref().map_or([0; 16], |lease| lease.token)
+    }
+
+    /// Gives the lease back. Stays responsible until that is done.
+    async fn now(mut self, budget: &mut Budget) {
+        if let Some(lease) = &self.lease
+            && self.remote.release(budget, lease).await.is_ok()
+        {
+            self.lease = None;
+        }
+    }
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        // Without a runtime the lease ends by itself after its period.
+        if let Some(lease) = self.lease.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let (remote, op_timeout) = (self.remote.clone(), self.op_timeout);
+            runtime.spawn(async move {
+                let released: Result<(), Error> = remote.release(&mut Budget::new(op_timeout), &lease).await;
+                drop(released);
+            });
+        }
+    }
+}

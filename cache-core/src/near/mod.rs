@@ -1,0 +1,215 @@
+//! Step *near tier* of the picture: values in this process, bounded by bytes.
+//!
+//! An entry is checked when it is read: its stripes, its time and what it was stored for. So an invalidation need
+//! not find it, and removing it is housekeeping.
+
+mod stripes;
+
+use std::{any::Any, marker::PhantomData, thread::available_parallelism};
+
+use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
+use rapidhash::fast::RandomState;
+
+pub(crate) use self::stripes::{Stripes, Watch};
+use crate::{clock::Instant, keyspace::Origin, stats::Slot, sync::Arc};
+
+/// Estimated bytes of an entry beside its key and value: the map's slot, the entry and two allocations.
+const OVERHEAD: usize = 160;
+
+pub(crate) struct Near {
+    entries: Cache<Box<str>, Entry, Weight, RandomState>,
+    pub(crate) stripes: Stripes,
+}
+
+/// A value of any type, or the knowledge that there is none.
+pub(crate) type Erased = Arc<dyn Any + Send + Sync>;
+
+/// What the tiers hold for a key: a value, or that there is none.
+pub(crate) type Cached<T> = Option<Arc<T>>;
+
+/// Stands for a cached `None` of this type.
+struct Negative<T>(PhantomData<fn() -> T>);
+
+pub(crate) fn erase<T: Send + Sync + 'static>(value: &Cached<T>) -> Erased {
+    match value {
+        Some(value) => value.clone(),
+        None => Arc::new(Negative::<T>(PhantomData)),
+    }
+}
+
+/// The value again, if it is of this type.
+#[inline]
+pub(crate) fn unerase<T: Send + Sync + 'static>(value: Erased) -> Option<Cached<T>> {
+    match value.downcast::<T>() {
+        Ok(value) => Some(Some(value)),
+        Err(other) => other.is::<Negative<T>>().then_some(None),
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) value: Erased,
+    /// The function the value is bound to.
+    pub(crate) origin: Origin,
+    pub(crate) watch: Watch,
+    pub(crate) expires: Instant,
+    pub(crate) slot: Slot,
+    pub(crate) weight: u32,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Box<str>, Entry> for Weight {
+    fn weight(&self, _: &Box<str>, entry: &Entry) -> u64 {
+        u64::from(entry.weight)
+    }
+}
+
+impl Near {
+    /// A near tier of at most `capacity` bytes whose largest value is about `max_value` bytes.
+    pub(crate) fn new(capacity: u64, max_value: u64) -> Self {
+        // Each shard holds an equal part of the capacity, and the largest value must fit into one.
+        let threads = available_parallelism().map_or(1, |n| n.get() as u64);
+        let shards = (capacity / (max_value + max_value / 4).max(1)).clamp(1, threads * 4);
+        let shards = 1_usize << shards.ilog2();
+        let items = usize::try_from(capacity / 512).unwrap_or(usize::MAX).max(32 * shards);
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(items)
+            .weight_capacity(capacity)
+            .shards(shards)
+            .build()
+            .unwrap_or_else(|_| unreachable!("both capacities are set"));
+        let entries = Cache::with_options(options, Weight, RandomState::new(), Default::default());
+        Self { entries, stripes: Stripes::new() }
+    }
+
+    /// The value under `key`, if it is of this type and function, alive, and not invalidated.
+    #[inline]
+    pub(crate) fn get<T: Send + Sync + 'static>(
+        &self,
+        key: &str,
+        origin: &Origin,
+        now: Instant,
+    ) -> Option<(Cached<T>, Slot)> {
+        let entry = self.entries.get(key)?;
+        if entry.origin != *origin || now >= entry.expires || !self.stripes.unchanged(&entry.watch) {
+            return None;
+        }
+        Some((unerase(entry.value)?, entry.slot))
+    }
+
+    /// The end of the life of the entry under `key`, if [`get`](Self::get) would return it.
+    pub(crate) fn expiry(&self, key: &str, origin: &Origin, now: Instant) -> Option<Instant> {
+        let entry = self.entries.peek(key)?;
+        let alive = entry.origin == *origin && now < entry.expires && self.stripes.unchanged(&entry.watch);
+        alive.then_some(entry.expires)
+    }
+
+    /// Keeps an entry. Its watch was taken before the value was asked for; if something came in between, or comes
+    /// while this runs, the entry is never served.
+    pub(crate) fn insert(&self, key: &str, mut entry: Entry, value_len: usize) {
+        let weight = key.len() + value_len + OVERHEAD;
+        entry.weight = u32::try_from(weight).unwrap_or(u32::MAX);
+        self.entries.insert(key.into(), entry);
+    }
+
+    /// Gives the entry under `key` a new end of life. Returns whether there was one.
+    pub(crate) fn touch(&self, key: &str, origin: &Origin, now: Instant, expires: Instant) -> bool {
+        if self.expiry(key, origin, now).is_none() {
+            return false;
+        }
+        let Some(entry) = self.entries.peek(key) else { return false };
+        // Its watch is kept: an invalidation in between still counts.
+        self.entries.replace(key.into(), Entry { expires, ..entry }, true).is_ok()
+    }
+
+    /// Removes what is stored under `key`. Housekeeping: the bump of its stripe is what invalidates.
+    pub(crate) fn remove(&self, key: &str) {
+        self.entries.remove(key);
+    }
+
+    /// The keys that `covers` accepts, expired ones included.
+    pub(crate) fn keys(&self, mut covers: impl FnMut(&str) -> bool) -> Vec<Box<str>> {
+        self.entries.iter().map(|(key, _)| key).filter(|key| covers(key)).collect()
+    }
+
+    /// Entries and bytes held.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        (self.entries.len() as u64, self.entries.weight())
+    }
+
+    pub(crate) fn clear(&self) {
+        self.entries.clear();
+    }
+}
+
+impl std::fmt::Debug for Near {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Near").field("entries", &self.entries.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    fn fixture() -> (Near, Instant, impl Fn(&Near, &str, Duration)) {
+        let near = Near::new(1 << 20, 1 << 10);
+        let now = Clock::Coarse.now();
+        let insert = move |near: &Near, key: &str, ttl: Duration| {
+            let watch = near.stripes.watch([key, "space", "tenant"]);
+            let entry = Entry {
+                value: Arc::new(7_u64),
+                origin: Origin::none(),
+                watch,
+                expires: now.saturating_add(ttl),
+                slot: crate::stats::Registry::default().slot("p"),
+                weight: 0,
+            };
+            near.insert(key, entry, 8);
+        };
+        (near, now, insert)
+    }
+
+    #[test]
+    fn an_entry_is_served_until_its_end_and_not_after() {
+        let (near, now, insert) = fixture();
+        insert(&near, "k", Duration::from_secs(1));
+        assert_eq!(near.get::<u64>("k", &Origin::none(), now).unwrap().0.as_deref(), Some(&7));
+        assert!(near.get::<u64>("k", &Origin::none(), now.saturating_add(Duration::from_secs(1))).is_none());
+    }
+
+    #[test]
+    fn an_entry_is_never_served_as_another_type_or_to_another_function() {
+        let (near, now, insert) = fixture();
+        insert(&near, "k", Duration::from_secs(1));
+        assert!(near.get::<u32>("k", &Origin::none(), now).is_none());
+        assert!(near.get::<u64>("k", &Origin::of::<u8>(), now).is_none());
+    }
+
+    #[test]
+    fn an_entry_asked_for_before_a_bump_is_never_served_even_when_inserted_after_it() {
+        let (near, now, _) = fixture();
+        let watch = near.stripes.watch(["k", "space", "tenant"]);
+        near.stripes.bump("space");
+        let slot = crate::stats::Registry::default().slot("p");
+        let expires = now.saturating_add(Duration::from_secs(1));
+        near.insert("k", Entry { value: Arc::new(7_u64), origin: Origin::none(), watch, expires, slot, weight: 0 }, 8);
+        assert!(near.get::<u64>("k", &Origin::none(), now).is_none());
+    }
+
+    #[test]
+    fn the_near_tier_stays_within_its_bytes() {
+        let (near, _, insert) = fixture();
+        for i in 0..50_000 {
+            insert(&near, &format!("key-{i}"), Duration::from_secs(9));
+        }
+        let (entries, bytes) = near.size();
+        assert!(bytes <= 1 << 20, "{bytes}");
+        assert!(entries > 1_000, "{entries}");
+    }
+}

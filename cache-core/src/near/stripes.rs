@@ -1,0 +1,90 @@
+//! Stripes: the near tier's invalidation, without a lock and without an order to rely on.
+//!
+//! One counter, and a fixed array holding for each stripe the counter's value at its last bump. A reader takes a
+//! snapshot of the counter before it asks anyone for a value; an entry keeps that snapshot, and every hit checks
+//! that none of its stripes was bumped since. A stripe shared by two keys costs a needless miss, never a stale hit.
+
+use std::hash::BuildHasher;
+
+use rapidhash::fast::RandomState;
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// 32 KiB; at a thousand invalidated keys per second a live entry suffers a needless miss every four seconds.
+const STRIPES: usize = 4096;
+
+#[derive(Debug)]
+pub(crate) struct Stripes {
+    counter: AtomicU64,
+    bumped: Box<[AtomicU64]>,
+    hasher: RandomState,
+}
+
+/// What an entry or a fetch depends on, and the counter's value before it was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watch {
+    snapshot: u64,
+    stripes: [u16; 3],
+}
+
+impl Stripes {
+    pub(crate) fn new() -> Self {
+        Self {
+            counter: AtomicU64::new(1),
+            bumped: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Begins to watch a key, its keyspace and its tenant. To be called *before* the value is asked for: an
+    /// invalidation that comes after it is then noticed, whatever the order in which replies arrive.
+    pub(crate) fn watch(&self, names: [&str; 3]) -> Watch {
+        Watch { snapshot: self.counter.load(Ordering::SeqCst), stripes: names.map(|name| self.stripe(name)) }
+    }
+
+    /// Whether nothing watched was invalidated since.
+    #[inline]
+    pub(crate) fn unchanged(&self, watch: &Watch) -> bool {
+        watch.stripes.iter().all(|stripe| self.bumped[usize::from(*stripe)].load(Ordering::SeqCst) <= watch.snapshot)
+    }
+
+    /// Invalidates everything that watches `name`: a key, or the prefix of a keyspace or tenant.
+    ///
+    /// A snapshot taken between the two steps holds the new count, and so survives the bump. It belongs to a read
+    /// that began after this invalidation was called. That read may still be answered before the server executes
+    /// the invalidation, which is why a second bump follows the server's reply.
+    pub(crate) fn bump(&self, name: &str) {
+        let now = self.counter.fetch_add(1, Ordering::SeqCst) + 1;
+        self.bumped[usize::from(self.stripe(name))].fetch_max(now, Ordering::SeqCst);
+    }
+
+    fn stripe(&self, name: &str) -> u16 {
+        // The remainder is below 4096.
+        #[expect(clippy::cast_possible_truncation, reason = "below STRIPES")]
+        let stripe = (self.hasher.hash_one(name) % STRIPES as u64) as u16;
+        stripe
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bump_of_any_watched_name_is_noticed() {
+        let stripes = Stripes::new();
+        for name in ["cache:tenant:a:p:x", "cache:tenant:a:p", "cache:tenant:a:"] {
+            let watch = stripes.watch(["cache:tenant:a:p:x", "cache:tenant:a:p", "cache:tenant:a:"]);
+            assert!(stripes.unchanged(&watch));
+            stripes.bump(name);
+            assert!(!stripes.unchanged(&watch), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_watch_taken_after_the_bump_holds() {
+        let stripes = Stripes::new();
+        stripes.bump("a");
+        assert!(stripes.unchanged(&stripes.watch(["a", "b", "c"])));
+    }
+}

@@ -1,0 +1,220 @@
+//! The read path: near tier, remote tier, single-flight, lease, fetch, store. One function per step, in the order of
+//! the picture.
+//!
+//! The hand-out law: a call that finds nothing near may be given a value only if the fetch that made it began after
+//! the call began, or a command sent after the call began accepted it. Whoever may not take an outcome goes round
+//! again, and after two rounds fetches for itself.
+
+use std::{future::Future, marker::PhantomData};
+
+use crate::{
+    clock::sleep,
+    codec::CacheValue,
+    error::Error,
+    invalidate, lead,
+    near::{Cached, unerase},
+    nesting,
+    remote::Budget,
+    share::Share,
+    single_flight::{Awaited, Ending, Follower, Joined, Leader},
+    state::{State, Target, Verdict},
+    stats::{Counters, Slot},
+    sync::Arc,
+};
+
+/// Rounds through the flight before a call fetches for itself.
+const ROUNDS: usize = 2;
+
+/// The value of `target`: from the near tier, from Redis, from another call's fetch, or from `fetch`.
+pub(crate) async fn read_through<T: CacheValue, E>(
+    target: &Target<'_>,
+    fetch: impl Future<Output = Result<Cached<T>, E>>,
+    share: Option<Share<E>>,
+) -> Result<Cached<T>, E> {
+    if let Some(value) = target.lookup_near() {
+        return Ok(value);
+    }
+    let mut call = Call::new(target, share);
+    if call.must_bypass() {
+        return fetch.await;
+    }
+    if let Some(value) = call.lookup_remote().await {
+        return Ok(value);
+    }
+    call.counters.misses.increment();
+    for _ in 0..ROUNDS {
+        match call.join_flight().await {
+            Step::Lead(leader) => return lead::lead(call, leader, fetch).await,
+            Step::Done(result) => {
+                call.counters.coalesced.increment();
+                return result;
+            }
+            Step::GoAround => {}
+        }
+    }
+    lead::fetch_alone(&call, fetch).await
+}
+
+/// Forgets what the tiers hold, fetches, and stores the result.
+///
+/// The fetch runs under a lease like any other: were its result stored as a plain SET, an invalidation that came
+/// during the fetch would be undone.
+pub(crate) async fn refresh<T: CacheValue, E>(
+    target: &Target<'_>,
+    fetch: impl Future<Output = Result<Cached<T>, E>>,
+) -> Result<Cached<T>, E> {
+    let call = Call::new(target, None);
+    if call.must_bypass() {
+        return fetch.await;
+    }
+    // Where Redis cannot be reached the outcome is reported there, and the fetch is worth its value all the same.
+    let _ = invalidate::keys(target.state, std::slice::from_ref(&target.key)).await;
+    match call.join() {
+        Joined::Leader(leader) => lead::lead(call, leader, fetch).await,
+        // Its fetch began after the invalidation and so is as new; ours need not be stored.
+        Joined::Follower(_) => lead::fetch_alone(&call, fetch).await,
+    }
+}
+
+/// The value of `target` if a tier has it. Never fetches.
+pub(crate) async fn peek<T: CacheValue>(target: &Target<'_>) -> Result<Option<Cached<T>>, Error> {
+    let state = target.state;
+    if state.is_off() {
+        return Ok(None);
+    }
+    if let Some(value) = target.lookup_near() {
+        return Ok(Some(value));
+    }
+    let slot = target.slot();
+    let counters = state.stats.counters(slot);
+    if let Some(remote) = &state.remote {
+        let (asked_at, watch) = (state.clock.now(), target.watch());
+        let read = remote.read(&mut Budget::new(state.options.op_timeout), &target.key).await;
+        let read = read.inspect_err(|_| counters.remote_errors.increment())?;
+        if let Verdict::Hit(value) = target.accept(&read, asked_at, watch, slot) {
+            counters.remote_hits.increment();
+            return Ok(Some(value));
+        }
+    }
+    counters.misses.increment();
+    Ok(None)
+}
+
+/// What joining the flight led to.
+enum Step<'a, T, E> {
+    Lead(Leader<'a>),
+    Done(Result<Cached<T>, E>),
+    GoAround,
+}
+
+/// One call on its way through the steps.
+pub(crate) struct Call<'a, T, E> {
+    pub(crate) target: &'a Target<'a>,
+    pub(crate) state: &'a Arc<State>,
+    pub(crate) slot: Slot,
+    pub(crate) counters: &'a Counters,
+    pub(crate) budget: Budget,
+    pub(crate) share: Option<Share<E>>,
+    /// The start of an entry in Redis that this call refused.
+    pub(crate) seen: Option<Vec<u8>>,
+    /// Redis holds a newer binary's entry.
+    pub(crate) newer: bool,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T: CacheValue, E> Call<'a, T, E> {
+    pub(crate) fn new(target: &'a Target<'a>, share: Option<Share<E>>) -> Self {
+        let slot = target.slot();
+        Self {
+            target,
+            state: target.state,
+            slot,
+            counters: target.state.stats.counters(slot),
+            budget: Budget::new(target.state.options.op_timeout),
+            share,
+            seen: None,
+            newer: false,
+            value: PhantomData,
+        }
+    }
+
+    /// A cache that is off, and a fetch that asks for its own key, run uncached.
+    pub(crate) fn must_bypass(&self) -> bool {
+        let bypass =
+            self.state.is_off() || nesting::is_fetching(self.state.id, self.target.key.as_str(), self.target.binding);
+        if bypass {
+            self.counters.bypassed.increment();
+        }
+        bypass
+    }
+
+    async fn lookup_remote(&mut self) -> Option<Cached<T>> {
+        let remote = self.state.remote.as_ref()?;
+        let (asked_at, watch) = (self.state.clock.now(), self.target.watch());
+        match remote.read(&mut self.budget, &self.target.key).await {
+            Ok(read) => match self.target.accept(&read, asked_at, watch, self.slot) {
+                Verdict::Hit(value) => {
+                    self.counters.remote_hits.increment();
+                    return Some(value);
+                }
+                Verdict::Miss { seen } => self.seen = seen,
+                Verdict::Newer => self.newer = true,
+            },
+            Err(error) => self.state.remote_failed("read", self.counters, &error),
+        }
+        None
+    }
+
+    async fn join_flight(&mut self) -> Step<'a, T, E> {
+        // In a later round the value may be here by now.
+        if let Some(value) = self.target.lookup_near() {
+            return Step::Done(Ok(value));
+        }
+        match self.join() {
+            Joined::Leader(leader) => Step::Lead(leader),
+            Joined::Follower(follower) => match self.follow(follower).await {
+                Some(Awaited::Leader(leader)) => Step::Lead(leader),
+                Some(Awaited::Ending(ending)) => self.take(ending),
+                Some(Awaited::GoAround) | None => Step::GoAround,
+            },
+        }
+    }
+
+    pub(crate) fn join(&self) -> Joined<'a> {
+        let (state, target) = (self.state, self.target);
+        let now = state.clock.now();
+        state.flights.join(target.key.as_str(), target.binding, &state.near.stripes, target.watch(), now)
+    }
+
+    /// Waits for the leader, and takes its place if it is not polled for a lease period. `None` after `max_fetch`.
+    async fn follow(&self, mut follower: Follower<'a>) -> Option<Awaited<'a>> {
+        let (clock, patience) = (self.state.clock, self.state.options.lease);
+        let mut left = self.state.options.max_fetch;
+        loop {
+            let turn = patience.min(left);
+            let awaited = tokio::select! {
+                biased;
+                awaited = follower.wait(self.target.watch(), || clock.now()) => return Some(awaited),
+                () = sleep(turn) => follower.depose(patience, self.target.watch(), clock.now()),
+            };
+            if let Some(leader) = awaited {
+                return Some(Awaited::Leader(leader));
+            }
+            left = left.saturating_sub(turn);
+            if left.is_zero() {
+                return None;
+            }
+        }
+    }
+
+    fn take(&self, ending: Ending) -> Step<'a, T, E> {
+        match ending {
+            Ending::Value(value) => unerase(value).map_or(Step::GoAround, |value| Step::Done(Ok(value))),
+            Ending::Failed(Some(error)) => {
+                let error = self.share.and_then(|share| share.restore(&error));
+                error.map_or(Step::GoAround, |error| Step::Done(Err(error)))
+            }
+            Ending::Failed(None) => Step::GoAround,
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The server's and the client library's errors as ours: what happened, and what to do.
+
+use bb8_redis::redis::{ErrorKind as Kind, RedisError, ServerErrorKind};
+
+use crate::error::{Error, ErrorKind};
+
+/// Translates an error. Neither the server's address nor the client's message can hold the password.
+pub(crate) fn classify(error: &RedisError) -> Error {
+    let code = error.code().unwrap_or_default();
+    let (kind, message) = match (error.kind(), code) {
+        (_, "NOAUTH") => {
+            (ErrorKind::Authentication, "Redis wants a password (NOAUTH); set REDIS_PASSWORD or put it into the URL")
+        }
+        (_, "WRONGPASS") | (Kind::AuthenticationFailed, _) => (
+            ErrorKind::Authentication,
+            "Redis refused user or password (WRONGPASS); check REDIS_PASSWORD and the URL's user",
+        ),
+        (_, "NOPERM") => {
+            (ErrorKind::Permission, "the Redis user may not do this (NOPERM); allow it the cache's commands and keys")
+        }
+        (_, "OOM") => (
+            ErrorKind::OutOfMemory,
+            "Redis is full (OOM, maxmemory reached); raise maxmemory or set an eviction policy such as allkeys-lru",
+        ),
+        (_, "READONLY") => (ErrorKind::ReadOnly, "Redis is a replica (READONLY); point the URL to the primary"),
+        (_, "LOADING") => {
+            (ErrorKind::Loading, "Redis still loads its data set (LOADING); it is used again as soon as it is ready")
+        }
+        (_, "MASTERDOWN") => {
+            (ErrorKind::Loading, "the replica lost its primary (MASTERDOWN); point the URL to the primary")
+        }
+        (Kind::Server(ServerErrorKind::ReadOnly), _) => (ErrorKind::ReadOnly, "Redis is a replica (READONLY)"),
+        _ if error.is_timeout() => (ErrorKind::Timeout, "connecting to Redis timed out; check host, port and firewall"),
+        _ if error.is_connection_refusal() => {
+            (ErrorKind::Unavailable, "Redis refused the connection; check that it runs, and host and port of the URL")
+        }
+        _ if error.is_io_error() || error.is_connection_dropped() => {
+            return Error::new(ErrorKind::Unavailable, format!("the connection to Redis failed: {}", error.category()));
+        }
+        (Kind::Parse, _) => {
+            (ErrorKind::Unavailable, "Redis answered something that is not its protocol; check the port")
+        }
+        (Kind::InvalidClientConfig, _) => {
+            return Error::new(ErrorKind::InvalidConfig, format!("the Redis URL cannot be used: {}", error.category()));
+        }
+        _ => return server_error(error, code),
+    };
+    Error::new(kind, message)
+}
+
+fn server_error(error: &RedisError, code: &str) -> Error {
+    let detail = error.detail().unwrap_or_default();
+    // Wrong credentials at the handshake come with the bare code ERR on some servers and versions.
+    if detail.contains("WRONGPASS") || detail.contains("invalid password") {
+        return Error::new(
+            ErrorKind::Authentication,
+            "Redis refused user or password; check REDIS_PASSWORD and the URL's user",
+        );
+    }
+    // An error of a command inside a script is wrapped by the script's own.
+    if detail.contains("OOM") {
+        return Error::new(
+            ErrorKind::OutOfMemory,
+            "Redis is full (OOM, maxmemory reached); raise maxmemory or set an eviction policy such as allkeys-lru",
+        );
+    }
+    if detail.contains("READONLY") {
+        return Error::new(ErrorKind::ReadOnly, "Redis is a replica (READONLY); point the URL to the primary");
+    }
+    if detail.contains("NOPERM") {
+        return Error::new(
+            ErrorKind::Permission,
+            "the Redis user may not do this (NOPERM); allow it the cache's commands and keys",
+        );
+    }
+    // The server quotes our arguments in some messages: keep the code and its first words.
+    let words: String = detail.split(['\'', '`', '"', ',']).next().unwrap_or_default().chars().take(120).collect();
+    Error::new(ErrorKind::Server, format!("Redis answered an error: {code} {words}"))
+}
+
+/// Whether the error says that this connection, and so its pool, is of no more use.
+pub(crate) fn breaks_connection(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::ReadOnly | ErrorKind::Loading)
+}

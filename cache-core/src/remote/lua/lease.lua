@@ -1,0 +1,33 @@
+-- KEYS: value, lease, fence, generations…
+-- ARGV: token, lease ms, first bytes of an entry the caller refused, ms for new fence and generations, new ids…
+local count = #KEYS - 3
+local ids = redis.call('MGET', unpack(KEYS, 3))
+for i = 1, count + 1 do
+  if not ids[i] or #ids[i] ~= 16 then
+    ids[i] = ARGV[4 + i]
+    redis.call('SET', KEYS[2 + i], ids[i], 'PX', ARGV[4])
+  end
+end
+local generations = table.concat(ids, '', 2)
+
+local head = redis.pcall('GETRANGE', KEYS[1], 0, 87 + 16 * count)
+if type(head) == 'string' and #head == 88 + 16 * count and head:sub(1, 4) == 'CCE\1' and head:byte(23) == count
+    and head:sub(89) == generations and head:sub(1, 64) ~= ARGV[3] then
+  return {'value', redis.call('GET', KEYS[1]), generations}
+end
+
+local noted = ids[1] .. generations
+local lease = redis.pcall('GET', KEYS[2])
+if type(lease) == 'string' then
+  local left = redis.call('PTTL', KEYS[2])
+  if lease:sub(1, 1) == 'W' then
+    return {'fenced', left}
+  end
+  -- A lease with our own token: the reply to an earlier attempt got lost.
+  if left > 0 and lease:sub(3, 18) ~= ARGV[1] and lease:sub(19) == noted then
+    redis.call('SETRANGE', KEYS[2], 1, '1')
+    return {'taken', left, lease:sub(3, 18)}
+  end
+end
+redis.call('SET', KEYS[2], 'L0' .. ARGV[1] .. noted, 'PX', ARGV[2])
+return {'granted', generations}

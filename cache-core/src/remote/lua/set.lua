@@ -1,0 +1,20 @@
+-- KEYS: value, lease, generations…
+-- ARGV: TTL ms, ms to keep generations, head, payload, channel, notice, new ids…
+local lease = redis.pcall('GET', KEYS[2])
+if type(lease) == 'string' and lease:sub(1, 1) == 'W' then
+  return 0
+end
+local ids = redis.call('MGET', unpack(KEYS, 3))
+local keep = tonumber(ARGV[2])
+for i = 1, #KEYS - 2 do
+  if not ids[i] or #ids[i] ~= 16 then
+    ids[i] = ARGV[6 + i]
+    redis.call('SET', KEYS[2 + i], ids[i], 'PX', keep)
+  elseif redis.call('PTTL', KEYS[2 + i]) < keep then
+    redis.call('PEXPIRE', KEYS[2 + i], keep)
+  end
+end
+redis.call('DEL', KEYS[2])
+redis.call('SET', KEYS[1], ARGV[3] .. table.concat(ids) .. ARGV[4], 'PX', ARGV[1])
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+return 1

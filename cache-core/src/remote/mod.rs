@@ -1,0 +1,530 @@
+//! Step *remote tier* of the picture: the verbs of the protocol, bytes in and bytes out, one round trip each.
+
+mod batch;
+mod breaker;
+mod failure;
+mod pool;
+mod scan;
+mod scripts;
+
+use std::{future::Future, time::Duration};
+
+use bb8_redis::redis::{Client, Cmd, ErrorKind as Kind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
+
+use self::{
+    batch::Batcher,
+    breaker::{Admission, Breaker},
+    pool::{Connection, Pool},
+    scripts::{Lua, Scripts},
+};
+use crate::{
+    clock::{Clock, ServerClock, millis},
+    codec::envelope::{GENERATION, HEAD, Id, SEEN, Stamp, peek},
+    error::{Error, ErrorKind},
+    key::{FullKey, pattern::Glob, sweep_fence},
+    notice::Notice,
+    options::PoolOptions,
+    sync::Arc,
+};
+
+/// Generations a value depends on: of its tenant and of its keyspace, in this order.
+pub(crate) const GENERATIONS: usize = 2;
+
+/// The ids of both generations as the server holds them.
+pub(crate) type Generations = [Option<Id>; GENERATIONS];
+
+/// What is left of a call's time for commands, over all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget(Duration);
+
+impl Budget {
+    pub(crate) fn new(op_timeout: Duration) -> Self {
+        Self(op_timeout)
+    }
+
+    /// Runs `command` within what is left, and takes off what it used.
+    pub(crate) async fn limit<R>(&mut self, command: impl Future<Output = Result<R, Error>>) -> Result<R, Error> {
+        let timeout =
+            || Error::new(ErrorKind::Timeout, "Redis did not answer within op_timeout; see `Builder::op_timeout`");
+        if self.0.is_zero() {
+            return Err(timeout());
+        }
+        if tokio::runtime::Handle::try_current().is_err() {
+            let message =
+                "Redis can only be used from within a tokio runtime; without one the cache does without Redis";
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        let begun = tokio::time::Instant::now();
+        let result = tokio::time::timeout(self.0, command).await;
+        self.0 = self.0.saturating_sub(begun.elapsed());
+        result.unwrap_or_else(|_| Err(timeout()))
+    }
+}
+
+/// The remote tier.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    pool: Pool,
+    scripts: Arc<Scripts>,
+    breaker: Breaker,
+    batcher: Batcher,
+    channel: String,
+    server_clock: Arc<ServerClock>,
+    op_timeout: Duration,
+    clock: Clock,
+}
+
+/// The answer to READ.
+#[derive(Clone, Debug)]
+pub(crate) struct Read {
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) generations: Generations,
+}
+
+/// The answer to LEASE.
+#[derive(Debug)]
+pub(crate) enum Leased {
+    /// There is a value after all.
+    Found(Read),
+    /// A write fence: nothing may be stored for this long.
+    Fenced,
+    /// Somebody else fetches: whose token, and for how long at most.
+    Taken { holder: Id, left: Duration },
+    /// This call fetches.
+    Granted,
+}
+
+/// A lease, or the attempt to take one: what RENEW, FILL and RELEASE act on.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    pub(crate) token: Id,
+    value: String,
+    lease: String,
+    fence: String,
+    generations: [String; GENERATIONS],
+    connection: Option<Connection>,
+}
+
+impl Lease {
+    pub(crate) fn new(key: &FullKey, token: Id) -> Self {
+        Self {
+            token,
+            value: key.as_str().to_owned(),
+            lease: key.lease(),
+            fence: key.sweep_fence(),
+            generations: [key.scope_generation(), key.keyspace_generation()],
+            connection: None,
+        }
+    }
+
+    fn keys(&self) -> [&str; 5] {
+        [&self.value, &self.lease, &self.fence, &self.generations[0], &self.generations[1]]
+    }
+}
+
+impl Remote {
+    pub(crate) fn new(
+        client: Client,
+        options: PoolOptions,
+        op_timeout: Duration,
+        channel: String,
+        clock: Clock,
+    ) -> Self {
+        let scripts = Arc::new(Scripts::new());
+        let server_clock = Arc::new(ServerClock::new());
+        let pool = Pool::new(client, options, scripts.clone(), server_clock.clone());
+        Self {
+            pool,
+            scripts,
+            breaker: Breaker::new(clock),
+            batcher: Batcher::default(),
+            channel,
+            server_clock,
+            op_timeout,
+            clock,
+        }
+    }
+
+    pub(crate) fn server_now_ms(&self) -> u64 {
+        self.server_clock.now_ms()
+    }
+
+    pub(crate) fn close(&self) {
+        self.pool.close();
+    }
+
+    /// READ: the value and its generations, in one batch with whoever asks at the same time.
+    pub(crate) async fn read(self: &Arc<Self>, budget: &mut Budget, key: &FullKey) -> Result<Read, Error> {
+        batch::read(self, budget, key).await
+    }
+
+    /// READ for several keys, in input order.
+    pub(crate) async fn read_many(self: &Arc<Self>, budget: &mut Budget, keys: &[FullKey]) -> Result<Vec<Read>, Error> {
+        batch::read_many(self, budget, keys).await
+    }
+
+    /// LEASE. `seen` is the start of an entry this call refused.
+    pub(crate) async fn lease(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        lease: &mut Lease,
+        period: Duration,
+        ttl: Duration,
+        seen: Option<&[u8]>,
+    ) -> Result<Leased, Error> {
+        let ids: [Id; GENERATIONS + 1] = rand::random();
+        let (period, keep) = (millis(period).to_string(), keep_ms(ttl));
+        let seen = seen.map_or(&[][..], |bytes| &bytes[..bytes.len().min(SEEN)]);
+        let args: [&[u8]; 7] = [&lease.token, period.as_bytes(), seen, keep.as_bytes(), &ids[0], &ids[1], &ids[2]];
+        let (reply, connection) = self.script(budget, None, &self.scripts.lease, &lease.keys(), &args).await?;
+        // RELEASE and FILL go the same way, so that they cannot overtake this one.
+        lease.connection = Some(connection);
+        parse_leased(reply).ok_or_else(unexpected)
+    }
+
+    /// RENEW. False when the lease is not ours any more.
+    pub(crate) async fn renew(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        lease: &Lease,
+        period: Duration,
+    ) -> Result<bool, Error> {
+        let period = millis(period).to_string();
+        let args: [&[u8]; 2] = [&lease.token, period.as_bytes()];
+        let reply = self.script(budget, lease.connection.clone(), &self.scripts.renew, &[&lease.lease], &args).await?.0;
+        Ok(is_one(&reply))
+    }
+
+    /// FILL. False when the value was refused: the lease was lost, or something was invalidated meanwhile.
+    pub(crate) async fn fill(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        lease: &Lease,
+        head: &[u8; HEAD],
+        payload: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, Error> {
+        let (ttl_ms, keep) = (millis(ttl).to_string(), keep_ms(ttl));
+        let notice = Notice::Released(&lease.value).to_bytes();
+        let args: [&[u8]; 7] =
+            [&lease.token, ttl_ms.as_bytes(), keep.as_bytes(), head, payload, self.channel.as_bytes(), &notice];
+        let reply = self.script(budget, lease.connection.clone(), &self.scripts.fill, &lease.keys(), &args).await?.0;
+        Ok(is_one(&reply))
+    }
+
+    /// RELEASE.
+    pub(crate) async fn release(self: &Arc<Self>, budget: &mut Budget, lease: &Lease) -> Result<(), Error> {
+        let notice = Notice::Released(&lease.value).to_bytes();
+        let args: [&[u8]; 3] = [&lease.token, self.channel.as_bytes(), &notice];
+        self.script(budget, lease.connection.clone(), &self.scripts.release, &[&lease.lease], &args).await?;
+        Ok(())
+    }
+
+    /// SET. False when a write fence is up.
+    pub(crate) async fn set(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        key: &FullKey,
+        head: &[u8; HEAD],
+        payload: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, Error> {
+        let names = [key.lease(), key.scope_generation(), key.keyspace_generation()];
+        let keys = [key.as_str(), &names[0], &names[1], &names[2]];
+        let ids: [Id; GENERATIONS] = rand::random();
+        let (ttl_ms, keep) = (millis(ttl).to_string(), keep_ms(ttl));
+        let notice = Notice::Key(key.as_str()).to_bytes();
+        let args: [&[u8]; 8] =
+            [ttl_ms.as_bytes(), keep.as_bytes(), head, payload, self.channel.as_bytes(), &notice, &ids[0], &ids[1]];
+        Ok(is_one(&self.script(budget, None, &self.scripts.set, &keys, &args).await?.0))
+    }
+
+    /// TOUCH. False when there is no valid value.
+    pub(crate) async fn touch(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        key: &FullKey,
+        ttl: Duration,
+    ) -> Result<bool, Error> {
+        let generations = [key.scope_generation(), key.keyspace_generation()];
+        let keys = [key.as_str(), &generations[0], &generations[1]];
+        let stamp = Stamp::new(self.server_now_ms(), ttl).to_bytes();
+        let (ttl_ms, keep) = (millis(ttl).to_string(), keep_ms(ttl));
+        let args: [&[u8]; 3] = [&stamp, ttl_ms.as_bytes(), keep.as_bytes()];
+        Ok(is_one(&self.script(budget, None, &self.scripts.touch, &keys, &args).await?.0))
+    }
+
+    /// What is left of the life of a valid value; `None` where there is none. Moves the head only.
+    pub(crate) async fn ttl(self: &Arc<Self>, budget: &mut Budget, key: &FullKey) -> Result<Option<Duration>, Error> {
+        let mut pipeline = Pipeline::new();
+        let end = HEAD + GENERATIONS * GENERATION - 1;
+        pipeline.cmd("GETRANGE").arg(key.as_str()).arg(0).arg(end);
+        pipeline.cmd("MGET").arg(key.scope_generation()).arg(key.keyspace_generation());
+        pipeline.cmd("PTTL").arg(key.as_str());
+        let replies = match self.pipeline(budget, &pipeline).await {
+            Ok(replies) => replies,
+            // GETRANGE on another type of value: not an entry of ours.
+            Err(error) if error.kind() == ErrorKind::Server => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let [Value::BulkString(head), Value::Array(ids), Value::Int(left_ms)] = &replies[..] else {
+            return Err(unexpected());
+        };
+        let generations = generations(ids);
+        let valid = peek(head, &generations) && *left_ms > 0;
+        Ok(valid.then(|| Duration::from_millis(left_ms.unsigned_abs())))
+    }
+
+    /// INVALIDATE key, for several keys in one round trip.
+    pub(crate) async fn invalidate(self: &Arc<Self>, budget: &mut Budget, keys: &[FullKey]) -> Result<(), Error> {
+        if let [key] = keys {
+            let notice = Notice::Key(key.as_str()).to_bytes();
+            let lease = key.lease();
+            let args: [&[u8]; 2] = [self.channel.as_bytes(), &notice];
+            self.script(budget, None, &self.scripts.invalidate, &[key.as_str(), &lease], &args).await?;
+            return Ok(());
+        }
+        let call = |by_source: bool| {
+            let mut pipeline = Pipeline::new();
+            for (at, key) in keys.iter().enumerate() {
+                let notice = Notice::Key(key.as_str()).to_bytes();
+                let lease = key.lease();
+                let (keys, args): ([&str; 2], [&[u8]; 2]) =
+                    ([key.as_str(), &lease], [self.channel.as_bytes(), &notice]);
+                let lua = &self.scripts.invalidate;
+                // The first teaches the server the script.
+                let command =
+                    if by_source && at == 0 { lua.by_source(&keys, &args) } else { lua.by_hash(&keys, &args) };
+                pipeline.add_command(command);
+            }
+            pipeline
+        };
+        match self.pipeline(budget, &call(false)).await {
+            Err(error) if is_noscript(&error) => self.pipeline(budget, &call(true)).await.map(drop),
+            other => other.map(drop),
+        }
+    }
+
+    /// INVALIDATE tenant or keyspace: its generation is unlinked, whatever it holds.
+    pub(crate) async fn invalidate_generation(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        generation: &str,
+        notice: Notice<'_>,
+    ) -> Result<(), Error> {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("UNLINK").arg(generation);
+        pipeline.cmd("PUBLISH").arg(&self.channel).arg(notice.to_bytes());
+        self.pipeline(budget, &pipeline).await.map(drop)
+    }
+
+    /// INVALIDATE pattern: no fetch under way in this tenant can store any more, then the keys are looked for.
+    /// Takes one round trip per thousand keys of the server, each within `op_timeout`.
+    pub(crate) async fn sweep(self: &Arc<Self>, scope: &str, glob: &Glob) -> Result<u64, Error> {
+        let notice = Notice::Scope(scope);
+        self.invalidate_generation(&mut Budget::new(self.op_timeout), &sweep_fence(scope), notice).await?;
+        let removed = scan::sweep(self, scope, glob).await?;
+        let mut publish = cmd("PUBLISH");
+        publish.arg(&self.channel).arg(notice.to_bytes());
+        self.command(&mut Budget::new(self.op_timeout), None, &publish).await?;
+        Ok(removed)
+    }
+
+    /// Whether the server answers within `timeout`, whatever the breaker says.
+    pub(crate) async fn ping(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
+        let mut exists = cmd("EXISTS");
+        exists.arg(&self.channel);
+        Budget::new(timeout).limit(self.attempt(None, &exists)).await.map(drop)
+    }
+
+    /// The server's INFO, and how long it took to get it.
+    pub(crate) async fn info(self: &Arc<Self>) -> Result<(String, Duration), Error> {
+        let begun = tokio::time::Instant::now();
+        // An operator's question goes past the breaker: it is the answer that counts.
+        let mut budget = Budget::new(self.op_timeout);
+        let reply = budget.limit(self.attempt(None, &cmd("INFO"))).await?.0;
+        let text = match reply {
+            Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Value::VerbatimString { text, .. } | Value::SimpleString(text) => text,
+            _ => return Err(unexpected()),
+        };
+        Ok((text, begun.elapsed()))
+    }
+
+    /// Calls a script by its hash, and by its source where the server does not know it.
+    async fn script(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        connection: Option<Connection>,
+        lua: &Lua,
+        keys: &[&str],
+        args: &[&[u8]],
+    ) -> Result<(Value, Connection), Error> {
+        match self.command(budget, connection, &lua.by_hash(keys, args)).await {
+            Err(error) if is_noscript(&error) => self.command(budget, None, &lua.by_source(keys, args)).await,
+            other => other,
+        }
+    }
+
+    async fn pipeline(self: &Arc<Self>, budget: &mut Budget, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
+        self.admitted(budget, async {
+            let mut last = Error::new(ErrorKind::Unavailable, "");
+            for _ in 0..2 {
+                let mut connection = self.pool.connection().await?;
+                match pipeline.query_async::<Vec<Value>>(&mut connection.handle).await {
+                    Ok(replies) => return Ok(replies),
+                    Err(error) => last = self.failed(&connection, &error)?,
+                }
+            }
+            Err(last)
+        })
+        .await
+    }
+
+    /// One command within the budget, unless the breaker is open.
+    async fn command(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        connection: Option<Connection>,
+        command: &Cmd,
+    ) -> Result<(Value, Connection), Error> {
+        self.admitted(budget, self.attempt(connection, command)).await
+    }
+
+    async fn admitted<R>(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        attempt: impl Future<Output = Result<R, Error>>,
+    ) -> Result<R, Error> {
+        match self.breaker.admit() {
+            Admission::Closed => {}
+            Admission::Open => return Err(open()),
+            Admission::Probe => {
+                self.probe();
+                return Err(open());
+            }
+        }
+        let result = budget.limit(attempt).await;
+        match &result {
+            Err(error) if error.is_unavailable() || error.kind() == ErrorKind::ReadOnly => self.note_failure(),
+            // Any answer, be it an error, says that the server is there.
+            _ => self.breaker.succeeded(),
+        }
+        result
+    }
+
+    fn note_failure(&self) {
+        if self.breaker.failed() {
+            // A half-open connection never fails by itself: start anew when we try again.
+            self.pool.close();
+        }
+    }
+
+    /// Sends the command, and once more on a new connection where the first was lost: every command of the protocol
+    /// may be repeated.
+    async fn attempt(&self, connection: Option<Connection>, command: &Cmd) -> Result<(Value, Connection), Error> {
+        let mut connection = match connection {
+            Some(connection) => connection,
+            None => self.pool.connection().await?,
+        };
+        match command.query_async::<Value>(&mut connection.handle).await {
+            Ok(reply) => return Ok((reply, connection)),
+            Err(error) => drop(self.failed(&connection, &error)?),
+        }
+        let mut connection = self.pool.connection().await?;
+        match command.query_async::<Value>(&mut connection.handle).await {
+            Ok(reply) => Ok((reply, connection)),
+            Err(error) => Err(self.failed(&connection, &error).unwrap_or_else(|error| error)),
+        }
+    }
+
+    /// Translates an error. `Ok` when it broke the connection, so that another one may do better.
+    fn failed(&self, connection: &Connection, error: &RedisError) -> Result<Error, Error> {
+        if error.kind() == Kind::Server(ServerErrorKind::NoScript) {
+            return Err(noscript());
+        }
+        let error = failure::classify(error);
+        if failure::breaks_connection(&error) {
+            self.pool.discard(connection);
+            return Ok(error);
+        }
+        Err(error)
+    }
+
+    /// Looks in the background whether Redis is back.
+    fn probe(self: &Arc<Self>) {
+        let remote = Arc::downgrade(self);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let Some(remote) = remote.upgrade() else { return };
+            // EXISTS on a key of ours is answered by whoever may serve reads; writes that are refused later count
+            // as failures again.
+            match remote.ping(remote.op_timeout).await {
+                Err(error) if error.is_unavailable() => remote.pool.close(),
+                _ => remote.breaker.succeeded(),
+            }
+        });
+    }
+}
+
+fn open() -> Error {
+    Error::new(ErrorKind::Unavailable, "Redis failed several times in a row and is not asked again for a moment")
+}
+
+fn unexpected() -> Error {
+    Error::new(ErrorKind::Server, "Redis gave a reply of an unexpected form; is there a proxy that rewrites replies?")
+}
+
+fn noscript() -> Error {
+    Error::new(ErrorKind::Server, NOSCRIPT)
+}
+
+const NOSCRIPT: &str = "Redis does not know the script";
+
+fn is_noscript(error: &Error) -> bool {
+    error.kind() == ErrorKind::Server && error.to_string() == NOSCRIPT
+}
+
+/// Generations and fences live twice as long as the entries that depend on them.
+fn keep_ms(ttl: Duration) -> String {
+    millis(ttl).saturating_mul(2).to_string()
+}
+
+fn is_one(reply: &Value) -> bool {
+    matches!(reply, Value::Int(1))
+}
+
+fn id(bytes: &[u8]) -> Option<Id> {
+    bytes.try_into().ok()
+}
+
+/// The two ids of an MGET reply.
+fn generations(ids: &[Value]) -> Generations {
+    std::array::from_fn(|at| match ids.get(at) {
+        Some(Value::BulkString(bytes)) => id(bytes),
+        _ => None,
+    })
+}
+
+fn parse_leased(reply: Value) -> Option<Leased> {
+    let Value::Array(parts) = reply else { return None };
+    let mut parts = parts.into_iter();
+    let Value::BulkString(verdict) = parts.next()? else { return None };
+    match &verdict[..] {
+        b"value" => {
+            let (Value::BulkString(value), Value::BulkString(ids)) = (parts.next()?, parts.next()?) else {
+                return None;
+            };
+            let mut chunks = ids.chunks_exact(GENERATION).map(id);
+            let generations = std::array::from_fn(|_| chunks.next().flatten());
+            Some(Leased::Found(Read { value: Some(value), generations }))
+        }
+        b"fenced" => Some(Leased::Fenced),
+        b"taken" => {
+            let (Value::Int(left), Value::BulkString(holder)) = (parts.next()?, parts.next()?) else { return None };
+            Some(Leased::Taken { holder: id(&holder)?, left: Duration::from_millis(left.max(0).unsigned_abs()) })
+        }
+        b"granted" => Some(Leased::Granted),
+        _ => None,
+    }
+}

@@ -1,0 +1,269 @@
+//! The data verbs, for the keys of one tenant or of none.
+
+use std::{any::TypeId, future::Future, time::Duration};
+
+use crate::{
+    cache::Cache,
+    codec::CacheValue,
+    error::{Error, ErrorKind},
+    invalidate::{self, Invalidated},
+    key::{FullKey, Prefix, pattern},
+    keyspace::{Binding, Key, Keyspace, Origin},
+    many, read_through,
+    remote::Budget,
+    share::Share,
+    state::Target,
+    sync::Arc,
+    write,
+};
+
+/// The keys of one tenant, or those that belong to none. A cheap clone, made by [`Cache::tenant`] or
+/// [`Cache::global`].
+///
+/// All verbs that read first look into the near tier, at no round trip.
+#[derive(Clone, Debug)]
+pub struct Scoped {
+    cache: Cache,
+    prefix: Prefix,
+}
+
+impl Scoped {
+    pub(crate) fn new(cache: Cache, prefix: Prefix) -> Self {
+        Self { cache, prefix }
+    }
+
+    fn target<T: 'static>(&self, key: &Key<T>) -> Result<Target<'_>, Error> {
+        let keyspace = key.keyspace();
+        Ok(Target {
+            state: &self.cache.state,
+            key: FullKey::new(&self.prefix, keyspace.profile().name(), key.writer()?),
+            binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none() },
+            profile: *keyspace.profile(),
+            version: keyspace.version(),
+            codec: keyspace.codec(),
+        })
+    }
+
+    /// The value, if a tier has it. Cost: at most one round trip.
+    ///
+    /// # Errors
+    /// A key that cannot be used, or Redis cannot be reached in time.
+    pub async fn get<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Arc<T>>, Error> {
+        Ok(read_through::peek(&self.target(key)?).await?.flatten())
+    }
+
+    /// The values, in input order, `None` where no tier has one. Cost: at most one round trip for all.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn get_many<T: CacheValue>(&self, keys: &[Key<T>]) -> Result<Vec<Option<Arc<T>>>, Error> {
+        let targets = keys.iter().map(|key| self.target(key)).collect::<Result<Vec<_>, _>>()?;
+        Ok(many::get_many(&targets).await?.into_iter().map(Option::flatten).collect())
+    }
+
+    /// The value: from a tier, from another call that is fetching it, or from `fetch`, whose value is then stored.
+    ///
+    /// A key that cannot be used, and a Redis that cannot be reached, lead to the fetch.
+    ///
+    /// # Cancellation
+    /// Dropping the future hands the fetch over to the next waiting call. A finished fetch is stored all the same.
+    pub async fn get_or_fetch<T, V, F>(&self, key: &Key<T>, fetch: impl FnOnce() -> F) -> Arc<T>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        F: Future<Output = V>,
+    {
+        let infallible = async || Ok::<_, std::convert::Infallible>(fetch().await);
+        match self.read(key, infallible(), None).await {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+
+    /// The value, or the error of `fetch`, untouched. Errors are not stored; a call that waited for a fetch that
+    /// failed fetches for itself.
+    ///
+    /// # Errors
+    /// Those of `fetch` only.
+    ///
+    /// # Cancellation
+    /// As [`get_or_fetch`](Self::get_or_fetch).
+    pub async fn try_get_or_fetch<T, V, E, F>(&self, key: &Key<T>, fetch: impl FnOnce() -> F) -> Result<Arc<T>, E>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        F: Future<Output = Result<V, E>>,
+    {
+        self.read(key, async { fetch().await }, None).await
+    }
+
+    /// Like [`try_get_or_fetch`](Self::try_get_or_fetch); the calls that waited for a fetch that failed get its
+    /// error, cloned.
+    ///
+    /// # Errors
+    /// Those of `fetch` only.
+    pub async fn try_get_or_fetch_shared<T, V, E, F>(
+        &self,
+        key: &Key<T>,
+        fetch: impl FnOnce() -> F,
+    ) -> Result<Arc<T>, E>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        E: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<V, E>>,
+    {
+        self.read(key, async { fetch().await }, Some(Share::new())).await
+    }
+
+    async fn read<T: CacheValue, V: Into<Arc<T>>, E>(
+        &self,
+        key: &Key<T>,
+        fetch: impl Future<Output = Result<V, E>>,
+        share: Option<Share<E>>,
+    ) -> Result<Arc<T>, E> {
+        let target = match self.target(key) {
+            Ok(target) => target,
+            Err(error) => {
+                bypass(&self.cache, key.keyspace().profile().name(), &error);
+                return fetch.await.map(Into::into);
+            }
+        };
+        // Direct fetches give a value or an error, so the entry of another keyspace that says "there is none" is
+        // the only way to an empty answer: then there is nothing to hand out, and the next one fetches.
+        let mut fetch = std::pin::pin!(async { fetch.await.map(|value| Some(value.into())) });
+        match read_through::read_through(&target, fetch.as_mut(), share).await? {
+            Some(value) => Ok(value),
+            None => {
+                fetch.await.map(|value: Option<Arc<T>>| value.unwrap_or_else(|| unreachable!("a fetch gives a value")))
+            }
+        }
+    }
+
+    /// The values, in input order: from a tier, from other calls that are fetching them, or from one `fetch` of all
+    /// that are missing. `None` where the fetch gave none for the key. Cost: one round trip to look, two to store.
+    ///
+    /// `fetch` gets the missing keys and returns key and value of those it found. It is called once more for a
+    /// single key where another call was fetching that and failed.
+    ///
+    /// # Errors
+    /// Those of `fetch` only.
+    pub async fn try_get_or_fetch_many<T, V, E, I, F>(
+        &self,
+        keys: &[Key<T>],
+        fetch: impl Fn(Vec<Key<T>>) -> F,
+    ) -> Result<Vec<Option<Arc<T>>>, E>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        I: IntoIterator<Item = (Key<T>, V)>,
+        F: Future<Output = Result<I, E>>,
+    {
+        match keys.iter().map(|key| self.target(key)).collect::<Result<Vec<_>, _>>() {
+            Ok(targets) => many::read_through_many(&targets, keys, fetch).await,
+            Err(error) => {
+                if let Some(key) = keys.first() {
+                    bypass(&self.cache, key.keyspace().profile().name(), &error);
+                }
+                many::fetch_uncached(keys, fetch).await
+            }
+        }
+    }
+
+    /// Stores a value for the profile's TTL, jittered; an invalidation of the older one in every process. Cost: one
+    /// round trip. Of two racing calls the last to arrive wins.
+    ///
+    /// # Errors
+    /// A key that cannot be used, a value that cannot be serialised or is above `max_value`, or Redis cannot be
+    /// reached in time: whether the value was stored is then unknown.
+    pub async fn set<T: CacheValue>(&self, key: &Key<T>, value: impl Into<Arc<T>>) -> Result<(), Error> {
+        write::set(&self.target(key)?, Some(value.into())).await
+    }
+
+    /// Whether a tier has a value. Cost: at most one round trip, which does not move the value.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn exists<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
+        Ok(self.ttl(key).await?.is_some())
+    }
+
+    /// What is left of the value's life, `None` where there is none. Cost: one round trip beside Redis.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn ttl<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Duration>, Error> {
+        ttl(&self.target(key)?).await
+    }
+
+    /// Gives the value its full TTL again, jittered. False where there is none. Cost: at most one round trip.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn touch<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
+        write::touch(&self.target(key)?).await
+    }
+
+    /// Removes a value: no fetch that began before can bring it back. Cost: at most one round trip.
+    pub async fn invalidate<T: 'static>(&self, key: &Key<T>) -> Invalidated {
+        self.invalidate_many(std::slice::from_ref(key)).await
+    }
+
+    /// Removes values. Cost: at most one round trip for all.
+    pub async fn invalidate_many<T: 'static>(&self, keys: &[Key<T>]) -> Invalidated {
+        // A key that cannot be used names no entry.
+        let targets: Vec<_> = keys.iter().filter_map(|key| self.target(key).ok()).collect();
+        for target in &targets {
+            target.state.stats.counters(target.slot()).invalidations.increment();
+        }
+        let keys: Vec<_> = targets.into_iter().map(|target| target.key).collect();
+        invalidate::keys(&self.cache.state, &keys).await
+    }
+
+    /// Removes what a pattern over `profile:identifier` covers, for instance `workflow_def:abc*`. `*` stands for any
+    /// text and is the only wildcard. Cost: one round trip where it covers a whole profile (`workflow_def:*`) or
+    /// tenant (`*`); else one per thousand keys on the server, which is never blocked.
+    ///
+    /// An empty pattern covers nothing and is reported in the log.
+    pub async fn invalidate_pattern(&self, pattern: &str) -> Invalidated {
+        match pattern::parse(pattern) {
+            Ok(coverage) => invalidate::pattern(&self.cache.state, &self.prefix, coverage).await,
+            Err(error) => {
+                self.cache.state.sink.report("pattern", &error);
+                Invalidated::Applied
+            }
+        }
+    }
+
+    /// Removes all values of a keyspace of this tenant. Cost: one round trip, at any size.
+    pub async fn invalidate_keyspace<T>(&self, keyspace: &Keyspace<T>) -> Invalidated {
+        invalidate::keyspace(&self.cache.state, &self.prefix, keyspace.profile().name()).await
+    }
+
+    /// Removes all values of this tenant. Cost: one round trip, at any size.
+    pub async fn invalidate_all(&self) -> Invalidated {
+        invalidate::scope(&self.cache.state, &self.prefix).await
+    }
+}
+
+/// What is left of an entry's life.
+pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Duration>, Error> {
+    let state = target.state;
+    if state.is_off() {
+        return Ok(None);
+    }
+    match &state.remote {
+        Some(remote) => remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await,
+        None => {
+            let now = state.clock.now();
+            Ok(state.near.expiry(target.key.as_str(), &target.binding.origin, now).map(|end| end.since(now)))
+        }
+    }
+}
+
+/// Counts and reports a call that runs uncached.
+pub(crate) fn bypass(cache: &Cache, profile: &str, error: &Error) {
+    let stats = &cache.state.stats;
+    stats.counters(stats.slot(profile)).bypassed.increment();
+    cache.state.sink.report(if error.kind() == ErrorKind::InvalidTenant { "tenant" } else { "key" }, error);
+}

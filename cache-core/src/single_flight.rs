@@ -1,0 +1,389 @@
+//! Step *single-flight* of the picture: one leader per key and process, and followers that wait for it.
+//!
+//! The hand-out law is kept here. Events of a flight are numbered: a follower notes the number at which it joined,
+//! the leader notes the numbers at which its fetch began and at which the command was sent that accepted the value.
+//! A follower may take the outcome if it joined before either. Who may not goes round again.
+//!
+//! A leader that is dropped, or not polled for a lease period, loses to the next waiter. Nothing here waits for
+//! anything but a follower for its flight, and a dropped follower passes a wake-up on.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    hash::BuildHasher,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use rapidhash::fast::RandomState;
+
+use crate::{
+    clock::Instant,
+    keyspace::Binding,
+    near::{Erased, Stripes, Watch},
+    sync::{Arc, Mutex},
+};
+
+const SHARDS: usize = 32;
+
+type Map = HashMap<(Box<str>, Binding), Arc<Flight>, RandomState>;
+
+/// All flights of a cache.
+#[derive(Debug)]
+pub(crate) struct Flights {
+    shards: [Mutex<Map>; SHARDS],
+    hasher: RandomState,
+}
+
+#[derive(Debug)]
+struct Flight {
+    key: (Box<str>, Binding),
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Number of the last event.
+    events: u64,
+    /// Which leadership is current; a leader of an earlier term is ignored.
+    term: u64,
+    /// Whether the current term has a leader.
+    led: bool,
+    /// When the leader was last polled.
+    polled: Instant,
+    /// What the leader watches; a bump dooms the flight, and nobody joins it any more.
+    watch: Watch,
+    fetch_began: Option<u64>,
+    outcome: Option<Outcome>,
+    waiters: Vec<Option<Waker>>,
+    /// Places in `waiters` that no follower owns.
+    free: Vec<usize>,
+    /// Followers not dropped yet.
+    followers: usize,
+}
+
+/// How a flight ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Ending {
+    /// A value, or that there is none.
+    Value(Erased),
+    /// The fetch failed; the error where it can be shared.
+    Failed(Option<Erased>),
+}
+
+#[derive(Clone, Debug)]
+struct Outcome {
+    ending: Ending,
+    /// Event at which the fetch began, where there was one.
+    fetch_began: Option<u64>,
+    /// Event at which the command was sent that accepted the value, where one did.
+    accepted: Option<u64>,
+}
+
+/// The number of an event of a flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event(u64);
+
+pub(crate) enum Joined<'f> {
+    Leader(Leader<'f>),
+    Follower(Follower<'f>),
+}
+
+/// What waiting for a flight gives.
+pub(crate) enum Awaited<'f> {
+    /// The outcome, which this follower may take.
+    Ending(Ending),
+    /// There is an outcome, but it may be older than this call allows, or its error cannot be shared.
+    GoAround,
+    /// The leader is gone; this call leads now.
+    Leader(Leader<'f>),
+}
+
+impl Flights {
+    pub(crate) fn new() -> Self {
+        let hasher = RandomState::new();
+        Self { shards: std::array::from_fn(|_| Mutex::new(Map::with_hasher(hasher))), hasher }
+    }
+
+    fn shard(&self, key: &(Box<str>, Binding)) -> &Mutex<Map> {
+        // The remainder is below 32.
+        #[expect(clippy::cast_possible_truncation, reason = "below SHARDS")]
+        let shard = (self.hasher.hash_one(key) >> 32) as usize % SHARDS;
+        &self.shards[shard]
+    }
+
+    /// Joins the flight of `key`, or begins one as its leader.
+    ///
+    /// A flight whose watch was bumped is left to its followers and replaced: its fetch began before an
+    /// invalidation, and a call that comes after that must not even wait for it.
+    pub(crate) fn join(
+        &self,
+        key: &str,
+        binding: Binding,
+        stripes: &Stripes,
+        watch: Watch,
+        now: Instant,
+    ) -> Joined<'_> {
+        let key = (Box::from(key), binding);
+        let mut map = self.shard(&key).lock();
+        if let Some(flight) = map.get(&key) {
+            let mut state = flight.state.lock();
+            if state.outcome.is_none() && stripes.unchanged(&state.watch) {
+                if !state.led {
+                    let term = state.lead(watch, now);
+                    drop(state);
+                    return Joined::Leader(Leader { flights: self, flight: flight.clone(), term });
+                }
+                state.followers += 1;
+                let joined = state.events;
+                drop(state);
+                return Joined::Follower(Follower { flights: self, flight: flight.clone(), joined, waiter: None });
+            }
+        }
+        let state = State {
+            events: 0,
+            term: 0,
+            led: true,
+            polled: now,
+            watch,
+            fetch_began: None,
+            outcome: None,
+            waiters: Vec::new(),
+            free: Vec::new(),
+            followers: 0,
+        };
+        let flight = Arc::new(Flight { key: key.clone(), state: Mutex::new(state) });
+        map.insert(key, flight.clone());
+        Joined::Leader(Leader { flights: self, flight, term: 0 })
+    }
+
+    /// The keys under way that `covers` accepts.
+    pub(crate) fn keys(&self, mut covers: impl FnMut(&str) -> bool) -> Vec<Box<str>> {
+        let mut keys = Vec::new();
+        for shard in &self.shards {
+            keys.extend(shard.lock().keys().filter(|(key, _)| covers(key)).map(|(key, _)| key.clone()));
+        }
+        keys
+    }
+
+    /// Takes `flight` off the map, so that nobody joins it any more.
+    fn close(&self, flight: &Arc<Flight>) {
+        let mut map = self.shard(&flight.key).lock();
+        if map.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            map.remove(&flight.key);
+        }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+impl State {
+    fn lead(&mut self, watch: Watch, now: Instant) -> u64 {
+        self.term += 1;
+        self.led = true;
+        self.polled = now;
+        self.watch = watch;
+        self.fetch_began = None;
+        self.term
+    }
+
+    fn next_event(&mut self) -> u64 {
+        // A follower that joins now notes this number and so counts as later than the event.
+        self.events += 1;
+        self.events
+    }
+
+    fn wake_one(&mut self) {
+        if let Some(waker) = self.waiters.iter_mut().find_map(Option::take) {
+            waker.wake();
+        }
+    }
+
+    fn wake_all(&mut self) {
+        for waker in self.waiters.iter_mut().filter_map(Option::take) {
+            waker.wake();
+        }
+    }
+}
+
+/// The call that fetches for all. Dropped without an outcome, it hands over to the next waiter.
+#[derive(Debug)]
+pub(crate) struct Leader<'f> {
+    flights: &'f Flights,
+    flight: Arc<Flight>,
+    term: u64,
+}
+
+impl Leader<'_> {
+    /// Notes that a command is about to be sent which may accept a value: to be called right before sending.
+    pub(crate) fn sending(&self) -> Event {
+        Event(self.flight.state.lock().next_event())
+    }
+
+    /// Notes that the fetch begins now, and what it watches.
+    pub(crate) fn fetch_begins(&self, watch: Watch) {
+        let mut state = self.flight.state.lock();
+        if state.term == self.term {
+            let event = state.next_event();
+            state.fetch_began = Some(event);
+            state.watch = watch;
+        }
+    }
+
+    /// Nobody joins from here on: no command will accept the value, so who comes later could not take it.
+    pub(crate) fn close(&self) {
+        self.flights.close(&self.flight);
+    }
+
+    /// Notes that this leader is alive.
+    pub(crate) fn polled(&self, now: Instant) {
+        let mut state = self.flight.state.lock();
+        if state.term == self.term {
+            state.polled = now;
+        }
+    }
+
+    /// Ends the flight. `accepted` is the event at which the command was sent that accepted the value.
+    pub(crate) fn finish(self, ending: Ending, accepted: Option<Event>) {
+        self.close();
+        let mut state = self.flight.state.lock();
+        if state.term != self.term || state.outcome.is_some() {
+            return;
+        }
+        let fetch_began = state.fetch_began;
+        state.outcome = Some(Outcome { ending, fetch_began, accepted: accepted.map(|event| event.0) });
+        state.wake_all();
+    }
+}
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        let mut state = self.flight.state.lock();
+        if state.term != self.term || state.outcome.is_some() {
+            return;
+        }
+        state.led = false;
+        state.wake_one();
+        let abandoned = state.followers == 0;
+        drop(state);
+        if abandoned {
+            self.flights.close_if_abandoned(&self.flight);
+        }
+    }
+}
+
+impl Flights {
+    /// Forgets a flight with neither leader nor followers. Checked again under the map's lock, where joining
+    /// happens: between the two locks somebody may have come.
+    fn close_if_abandoned(&self, flight: &Arc<Flight>) {
+        let mut map = self.shard(&flight.key).lock();
+        let state = flight.state.lock();
+        if !state.led
+            && state.followers == 0
+            && map.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight))
+        {
+            map.remove(&flight.key);
+        }
+    }
+}
+
+/// A call that waits for the leader.
+#[derive(Debug)]
+pub(crate) struct Follower<'f> {
+    flights: &'f Flights,
+    flight: Arc<Flight>,
+    joined: u64,
+    waiter: Option<usize>,
+}
+
+impl<'f> Follower<'f> {
+    /// Waits for the outcome, or for the leader's place. `watch` is what this call watches should it lead.
+    pub(crate) fn wait(&mut self, watch: Watch, now: impl Fn() -> Instant) -> impl Future<Output = Awaited<'f>> {
+        WaitFor { follower: self, watch, now }
+    }
+
+    /// Takes the lead if the leader was not polled for `patience`.
+    pub(crate) fn depose(&mut self, patience: Duration, watch: Watch, now: Instant) -> Option<Leader<'f>> {
+        let mut state = self.flight.state.lock();
+        if state.outcome.is_some() || now.since(state.polled) < patience {
+            return None;
+        }
+        let term = state.lead(watch, now);
+        Some(Leader { flights: self.flights, flight: self.flight.clone(), term })
+    }
+
+    fn poll(&mut self, context: &Context<'_>, watch: Watch, now: &impl Fn() -> Instant) -> Poll<Awaited<'f>> {
+        let mut state = self.flight.state.lock();
+        if let Some(outcome) = &state.outcome {
+            return Poll::Ready(self.judge(outcome));
+        }
+        if !state.led {
+            let term = state.lead(watch, now());
+            return Poll::Ready(Awaited::Leader(Leader { flights: self.flights, flight: self.flight.clone(), term }));
+        }
+        let waker = Some(context.waker().clone());
+        let place = self.waiter.or_else(|| state.free.pop()).unwrap_or_else(|| {
+            state.waiters.push(None);
+            state.waiters.len() - 1
+        });
+        state.waiters[place] = waker;
+        self.waiter = Some(place);
+        Poll::Pending
+    }
+
+    /// The hand-out law.
+    fn judge(&self, outcome: &Outcome) -> Awaited<'f> {
+        let joined_before = |event: Option<u64>| event.is_some_and(|event| self.joined < event);
+        match &outcome.ending {
+            // An error is no stale value: sharing it spares a failing upstream.
+            Ending::Failed(Some(_)) => Awaited::Ending(outcome.ending.clone()),
+            Ending::Value(_) if joined_before(outcome.fetch_began) || joined_before(outcome.accepted) => {
+                Awaited::Ending(outcome.ending.clone())
+            }
+            Ending::Value(_) | Ending::Failed(None) => Awaited::GoAround,
+        }
+    }
+}
+
+impl Drop for Follower<'_> {
+    fn drop(&mut self) {
+        let mut state = self.flight.state.lock();
+        state.followers -= 1;
+        if let Some(place) = self.waiter {
+            state.waiters[place] = None;
+            state.free.push(place);
+        }
+        if state.led || state.outcome.is_some() {
+            return;
+        }
+        // It may have been this one that was woken to lead: pass it on.
+        state.wake_one();
+        let abandoned = state.followers == 0;
+        drop(state);
+        if abandoned {
+            self.flights.close_if_abandoned(&self.flight);
+        }
+    }
+}
+
+struct WaitFor<'w, 'f, N> {
+    follower: &'w mut Follower<'f>,
+    watch: Watch,
+    now: N,
+}
+
+impl<'f, N: Fn() -> Instant> Future for WaitFor<'_, 'f, N> {
+    type Output = Awaited<'f>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Awaited<'f>> {
+        // Sound without pinning: no field is address-sensitive.
+        let this = self.get_mut();
+        this.follower.poll(context, this.watch, &this.now)
+    }
+}
+
+impl<N> Unpin for WaitFor<'_, '_, N> {}

@@ -1,0 +1,232 @@
+//! What the clones of a cache share, and one entry of it as the paths see it.
+
+use std::time::Duration;
+
+use crate::{
+    clock::{Clock, Instant},
+    codec::{
+        CacheValue, Codec, encoded_len,
+        envelope::{self, Rejected},
+    },
+    error::{Error, ErrorKind},
+    key::FullKey,
+    keyspace::{Binding, Origin},
+    near::{Cached, Entry, Near, Watch, erase},
+    options::Options,
+    remote::{Read, Remote},
+    single_flight::Flights,
+    sink::Sink,
+    stats::{Counters, Registry, Slot},
+    sync::{Arc, AtomicBool, AtomicU64, Ordering},
+    ttl::{TtlProfile, jitter::jittered},
+};
+
+/// How long a copy may be served beside Redis without word from the backplane. A little under the three seconds
+/// promised: the coarse clock is up to 10 ms late.
+const UNCONFIRMED: Duration = Duration::from_millis(2_950);
+/// The life of a near copy beside Redis where its profile names none.
+const NEAR_TTL: Duration = Duration::from_secs(30);
+
+/// What the clones of a cache share.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Tells the caches of a process apart.
+    pub(crate) id: u64,
+    pub(crate) options: Options,
+    pub(crate) clock: Clock,
+    pub(crate) near: Near,
+    pub(crate) flights: Flights,
+    pub(crate) remote: Option<Arc<Remote>>,
+    pub(crate) stats: Registry,
+    pub(crate) sink: Sink,
+    /// Closed or disabled: every call fetches.
+    pub(crate) off: AtomicBool,
+}
+
+impl State {
+    pub(crate) fn new(options: Options, clock: Clock, remote: Option<Arc<Remote>>, off: bool) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            near: Near::new(options.near_bytes, options.max_value),
+            flights: Flights::new(),
+            stats: Registry::default(),
+            sink: Sink::new(clock),
+            off: AtomicBool::new(off),
+            options,
+            clock,
+            remote,
+        }
+    }
+
+    pub(crate) fn is_off(&self) -> bool {
+        self.off.load(Ordering::Acquire)
+    }
+
+    /// The value under `key`, if the near tier may serve it to this function. Counted as a hit.
+    #[inline]
+    pub(crate) fn lookup_near<T: CacheValue>(&self, key: &FullKey, origin: &Origin) -> Option<Cached<T>> {
+        if self.is_off() {
+            return None;
+        }
+        let (value, slot) = self.near.get(key.as_str(), origin, self.clock.now())?;
+        self.stats.counters(slot).near_hit();
+        Some(value)
+    }
+
+    /// Counts and reports a failure of the remote tier that no caller sees.
+    pub(crate) fn remote_failed(&self, what: &'static str, counters: &Counters, error: &Error) {
+        counters.remote_errors.increment();
+        self.sink.report(what, error);
+    }
+}
+
+/// One entry of a cache: its key, and what its keyspace says about it.
+#[derive(Debug)]
+pub(crate) struct Target<'a> {
+    pub(crate) state: &'a Arc<State>,
+    pub(crate) key: FullKey,
+    pub(crate) binding: Binding,
+    pub(crate) profile: TtlProfile,
+    pub(crate) version: u32,
+    pub(crate) codec: Option<Codec>,
+}
+
+/// What the remote tier said about an entry.
+#[derive(Debug)]
+pub(crate) enum Verdict<T> {
+    Hit(Cached<T>),
+    /// Nothing usable; the start of what is there, if anything is.
+    Miss {
+        seen: Option<Vec<u8>>,
+    },
+    /// A newer binary's entry, to be left alone.
+    Newer,
+}
+
+impl Target<'_> {
+    #[inline]
+    pub(crate) fn lookup_near<T: CacheValue>(&self) -> Option<Cached<T>> {
+        self.state.lookup_near(&self.key, &self.binding.origin)
+    }
+
+    pub(crate) fn slot(&self) -> Slot {
+        self.state.stats.slot(self.profile.name())
+    }
+
+    /// Begins to watch this entry for invalidations: before anyone is asked for its value.
+    pub(crate) fn watch(&self) -> Watch {
+        self.state.near.stripes.watch([self.key.as_str(), self.key.keyspace(), self.key.scope()])
+    }
+
+    pub(crate) fn codec(&self) -> Codec {
+        self.codec.unwrap_or(self.state.options.codec)
+    }
+
+    /// The life of a new entry, jittered; `None` for a `None` that is not to be cached.
+    pub(crate) fn fresh_ttl(&self, negative: bool) -> Option<Duration> {
+        let ttl = if negative {
+            self.profile.negative_ttl()?
+        } else {
+            let overrides = &self.state.options.ttl_overrides;
+            overrides.get(self.profile.name()).copied().unwrap_or(self.profile.ttl())
+        };
+        Some(jittered(ttl, self.profile.jitter(), rand::random()))
+    }
+
+    /// Verifies and decodes what READ or LEASE returned, and keeps a hit near. `asked_at` and `watch` are of before
+    /// it was sent.
+    pub(crate) fn accept<T: CacheValue>(&self, read: &Read, asked_at: Instant, watch: Watch, slot: Slot) -> Verdict<T> {
+        let counters = self.state.stats.counters(slot);
+        let Some(bytes) = &read.value else { return Verdict::Miss { seen: None } };
+        let identity = envelope::identity::<T>(self.key.as_str(), self.binding.origin.seed());
+        let unusable = |count: bool| {
+            if count {
+                counters.unusable.increment();
+            }
+            Verdict::Miss { seen: Some(bytes.get(..envelope::SEEN).unwrap_or(bytes).to_vec()) }
+        };
+        let opened = match envelope::open(bytes, &identity, self.version, &read.generations) {
+            Ok(opened) => opened,
+            Err(Rejected::Newer) => {
+                counters.newer_version.increment();
+                return Verdict::Newer;
+            }
+            Err(rejected) => return unusable(rejected == Rejected::Unusable),
+        };
+        let value = if opened.negative {
+            None
+        } else {
+            let Some(value) = opened.codec.decode::<T>(opened.payload) else { return unusable(true) };
+            Some(Arc::new(value))
+        };
+        let server_now = self.state.remote.as_ref().map_or(0, |remote| remote.server_now_ms());
+        // An entry whose age cannot be told is served, and not kept: a near copy must not outlive it.
+        if let Some(left) = opened.stamp.remaining(server_now) {
+            self.keep_beside_redis(&value, left, asked_at, watch, slot, opened.payload.len());
+        }
+        Verdict::Hit(value)
+    }
+
+    /// Keeps a copy of what Redis holds, or would hold if it could be reached.
+    pub(crate) fn keep_beside_redis<T: CacheValue>(
+        &self,
+        value: &Cached<T>,
+        left: Duration,
+        asked_at: Instant,
+        watch: Watch,
+        slot: Slot,
+        len: usize,
+    ) {
+        let near_ttl = self.profile.near_ttl().unwrap_or(NEAR_TTL).min(left);
+        let now = self.state.clock.now();
+        let expires = now.saturating_add(near_ttl).min(asked_at.saturating_add(UNCONFIRMED));
+        self.keep(value, expires, watch, slot, len);
+    }
+
+    /// Keeps a value in a cache that has no remote tier. `Err` when its size cannot be told or is too large.
+    pub(crate) fn keep_alone<T: CacheValue>(
+        &self,
+        value: &Cached<T>,
+        ttl: Duration,
+        watch: Watch,
+        slot: Slot,
+    ) -> Result<(), Error> {
+        let len = value.as_deref().map_or(Ok(0), encoded_len)?;
+        self.check_len(len)?;
+        self.keep(value, self.state.clock.now().saturating_add(ttl), watch, slot, len);
+        Ok(())
+    }
+
+    fn keep<T: CacheValue>(&self, value: &Cached<T>, expires: Instant, watch: Watch, slot: Slot, len: usize) {
+        if self.state.options.near_bytes == 0 {
+            return;
+        }
+        let origin = self.binding.origin;
+        let entry = Entry { value: erase(value), origin, watch, expires, slot, weight: 0 };
+        self.state.near.insert(self.key.as_str(), entry, len);
+    }
+
+    pub(crate) fn check_len(&self, len: usize) -> Result<(), Error> {
+        let max = self.state.options.max_value;
+        if len as u64 <= max {
+            return Ok(());
+        }
+        let message = format!(
+            "a value of profile {} is {len} bytes encoded, at most {max} are stored; see `Builder::max_value`",
+            self.profile.name()
+        );
+        Err(Error::new(ErrorKind::TooLarge, message))
+    }
+
+    /// Counts and reports why a value was not stored.
+    pub(crate) fn not_stored(&self, slot: Slot, error: &Error) {
+        let counters = self.state.stats.counters(slot);
+        match error.kind() {
+            ErrorKind::TooLarge => counters.too_large.increment(),
+            ErrorKind::Encode => counters.encode_errors.increment(),
+            _ => counters.remote_errors.increment(),
+        }
+        self.state.sink.report("store", error);
+    }
+}

@@ -1,0 +1,22 @@
+//! The one door to synchronisation primitives, so that a schedule explorer can replace them all in one place.
+
+pub(crate) use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+};
+use std::sync::{MutexGuard, PoisonError};
+
+/// A mutex whose lock survives a panic of an earlier holder: every critical section of this crate leaves its data
+/// consistent at each step, and user code never runs inside one.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(std::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

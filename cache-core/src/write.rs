@@ -1,0 +1,132 @@
+//! Step *fenced store* of the picture: the only writer. A fetched value goes through FILL, a given one through SET.
+
+use std::time::Duration;
+
+use crate::{
+    codec::{
+        CacheValue,
+        envelope::{self, HEAD, Head, Stamp},
+    },
+    error::{Error, ErrorKind},
+    near::Cached,
+    remote::{Budget, Lease, Remote},
+    state::Target,
+    sync::Arc,
+};
+
+/// A value ready to be stored.
+pub(crate) struct Encoded {
+    head: [u8; HEAD],
+    payload: Vec<u8>,
+    pub(crate) ttl: Duration,
+}
+
+impl Encoded {
+    /// The length of the encoded value.
+    pub(crate) fn len(&self) -> usize {
+        self.payload.len()
+    }
+}
+
+/// Encodes a value for Redis. Neither a failing nor a panicking `Serialize` gets further than this.
+pub(crate) fn encode<T: CacheValue>(
+    target: &Target<'_>,
+    remote: &Remote,
+    value: &Cached<T>,
+    ttl: Duration,
+    cost: Duration,
+) -> Result<Encoded, Error> {
+    let codec = target.codec();
+    let payload = value.as_deref().map_or(Ok(Vec::new()), |value| codec.encode(value))?;
+    target.check_len(payload.len())?;
+    let head = Head {
+        entry: rand::random(),
+        codec,
+        negative: value.is_none(),
+        version: target.version,
+        identity: envelope::identity::<T>(target.key.as_str(), target.binding.origin.seed()),
+        cost,
+        stamp: Stamp::new(remote.server_now_ms(), ttl),
+    };
+    // A value depends on two generations.
+    let head = head.to_bytes(2, &payload);
+    Ok(Encoded { head, payload, ttl })
+}
+
+/// FILL in a task of its own, so that a finished fetch is stored even when the call that ran it is dropped.
+/// `Ok(false)` when the value was refused. Drops the lease in any case.
+pub(crate) async fn fill(
+    remote: &Arc<Remote>,
+    budget: &mut Budget,
+    op_timeout: Duration,
+    lease: Lease,
+    value: Encoded,
+) -> Result<bool, Error> {
+    let remote = remote.clone();
+    let filled = tokio::spawn(async move {
+        let Encoded { head, payload, ttl } = &value;
+        let filled = remote.fill(&mut Budget::new(op_timeout), &lease, head, payload, *ttl).await;
+        if filled.is_err() {
+            // Redis is full or gone; whoever waits must not wait for the whole lease.
+            let _ = remote.release(&mut Budget::new(op_timeout), &lease).await;
+        }
+        filled
+    });
+    let ended = || Error::new(ErrorKind::Unavailable, "the runtime ended while a value was stored");
+    budget.limit(async { filled.await.unwrap_or_else(|_| Err(ended())) }).await
+}
+
+/// Stores a given value: an invalidation of the older one, in every process.
+pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) -> Result<(), Error> {
+    let (state, slot) = (target.state, target.slot());
+    if state.is_off() {
+        return Err(closed());
+    }
+    let Some(ttl) = target.fresh_ttl(value.is_none()) else { return Ok(()) };
+    let counters = state.stats.counters(slot);
+    let Some(remote) = &state.remote else {
+        // Dooms a fetch under way; the snapshot after it is the new value's.
+        state.near.stripes.bump(target.key.as_str());
+        target.keep_alone(&value, ttl, target.watch(), slot)?;
+        counters.stored.increment();
+        return Ok(());
+    };
+    let encoded = encode(target, remote, &value, ttl, Duration::ZERO)?;
+    let mut budget = Budget::new(state.options.op_timeout);
+    // Before: a copy read from now on may be older than this value. After: one read meanwhile may be, too. The
+    // value itself is not kept near: another process's newer one may have been announced already.
+    state.near.stripes.bump(target.key.as_str());
+    let stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
+    state.near.stripes.bump(target.key.as_str());
+    state.near.remove(target.key.as_str());
+    match stored {
+        Ok(true) => counters.stored.increment(),
+        Ok(false) => counters.refused.increment(),
+        Err(error) => {
+            counters.remote_errors.increment();
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Gives a valid entry its full TTL again. False when there is none.
+pub(crate) async fn touch(target: &Target<'_>) -> Result<bool, Error> {
+    let state = target.state;
+    if state.is_off() {
+        return Err(closed());
+    }
+    let Some(ttl) = target.fresh_ttl(false) else { return Ok(false) };
+    match &state.remote {
+        // A near copy beside Redis keeps its shorter life.
+        Some(remote) => remote.touch(&mut Budget::new(state.options.op_timeout), &target.key, ttl).await,
+        None => {
+            let now = state.clock.now();
+            Ok(state.near.touch(target.key.as_str(), &target.binding.origin, now, now.saturating_add(ttl)))
+        }
+    }
+}
+
+pub(crate) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the cache is closed or disabled; only functions and fetches still run")
+}

@@ -1,0 +1,83 @@
+//! `__site` and the TTL profile: what is known of the function without its arguments.
+
+use proc_macro2::TokenStream;
+use quote::quote;
+
+use super::Expansion;
+use crate::model::{Base, Profile, Ttl};
+
+impl Expansion<'_> {
+    /// `__site`: what is known of the function without its arguments.
+    pub(super) fn site(&self) -> TokenStream {
+        let Self { door, plan, .. } = self;
+        let generics = &plan.site_generics;
+        let clause = &generics.where_clause;
+        let (new, profile) = match self.model.profile.base {
+            Base::Own { ttl: Ttl::Computed(_), .. } => (quote!(checked), quote!(Self::__profile())),
+            _ => (quote!(new), quote!(Self::__PROFILE)),
+        };
+        let is_bound = self.model.roles.template.is_none();
+        let version = self.model.version.map(|version| quote!(.with_version(#version)));
+        let types = generics.type_params().map(|param| &param.ident);
+        // The type tells apart functions of one name inside two functions of one module, which the module's path does
+        // not.
+        quote! {
+            #[inline]
+            fn __site #generics() -> #door::Site #clause {
+                #door::Site::#new::<Self>(#profile, #is_bound)
+                    #version
+                    #(.with_type::<#types>())*
+            }
+        }
+    }
+
+    /// `__PROFILE`, or `__profile()` where the TTL is known at run time only. Neither sees the function's arguments.
+    pub(super) fn profile(&self) -> TokenStream {
+        let door = &self.door;
+        let Profile { base, jitter, negative_ttl_ms } = &self.model.profile;
+        let negative_ttl = negative_ttl_ms.map(|millis| {
+            let duration = duration(millis);
+            quote!(.with_negative_ttl(#duration))
+        });
+        let (name, ttl) = match base {
+            Base::Constant(constant) => {
+                let jitter = jitter.map(|fraction| quote!(.with_jitter(#fraction)));
+                return quote! {
+                    const __PROFILE: #door::TtlProfile = (#constant) #jitter #negative_ttl;
+                };
+            }
+            Base::Own { name, ttl } => (name, ttl),
+        };
+        let name = match name {
+            Some(name) => quote!(#name),
+            None => quote!(#door::module_profile!(::core::module_path!())),
+        };
+        match ttl {
+            Ttl::Millis(millis) => {
+                let duration = duration(*millis);
+                let jitter = jitter.map(|fraction| quote!(.with_jitter(#fraction)));
+                quote! {
+                    const __PROFILE: #door::TtlProfile =
+                        #door::TtlProfile::new(#name, #duration) #jitter #negative_ttl;
+                }
+            }
+            Ttl::Computed(expression) => {
+                let jitter = jitter.map(|fraction| quote!(.and_then(|profile| profile.try_with_jitter(#fraction))));
+                let negative_ttl = negative_ttl.map(|set| quote!(.map(|profile| profile #set)));
+                quote! {
+                    fn __ttl() -> ::core::time::Duration {
+                        #expression
+                    }
+
+                    fn __profile() -> ::core::result::Result<#door::TtlProfile, #door::Error> {
+                        #door::TtlProfile::try_new(#name, Self::__ttl()) #jitter #negative_ttl
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn duration(millis: u64) -> TokenStream {
+    quote!(::core::time::Duration::from_millis(#millis))
+}
