@@ -66,6 +66,7 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), Failure> {
     let cache = Cache::from_env().await?;
     cache.install()?;
+    println!("{}\n", tiers(&cache).await);
     let packages = task::spawn_blocking(dependencies).await??;
 
     let cold = Pass::run("cold", &cache, &packages).await?;
@@ -75,6 +76,16 @@ async fn run() -> Result<(), Failure> {
     print_findings(&packages, &cold.reports);
     print_passes(&[&cold, &warm]);
     Ok(())
+}
+
+/// Where values can live in this run.
+async fn tiers(cache: &Cache) -> String {
+    let health = cache.health().await;
+    match (health.server_version, health.error) {
+        (Some(version), _) => format!("tiers: this process and Redis {version}"),
+        (None, Some(error)) => format!("tiers: this process alone, for Redis fails: {error}"),
+        (None, None) => "tiers: this process alone (set REDIS_URL to share values between processes)".to_owned(),
+    }
 }
 
 /// A package of the dependency tree, with its source on this machine.

@@ -4,8 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# One build directory for all steps, also for the packages that cargo unpacks and builds. No step sets RUSTFLAGS: that
-# would rebuild every dependency.
+# One build directory for all steps. No step sets RUSTFLAGS: that would rebuild every dependency.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 
 step() { printf '\n== %s\n' "$*"; }
@@ -68,7 +67,11 @@ else
 fi
 
 step packages
-cargo package --package cache-macros --package cache-core --all-features --allow-dirty
+# A directory of its own: to cargo an unpacked package never changes under one version, so what an earlier run left of
+# ours would be taken for the present one.
+packages="$CARGO_TARGET_DIR/packages"
+cargo clean --quiet --target-dir "$packages" --package cache-macros --package cache-core
+cargo package --package cache-macros --package cache-core --all-features --allow-dirty --target-dir "$packages"
 
 step "examples and benches"
 cargo build --workspace --examples

@@ -22,7 +22,9 @@ pub(super) async fn sweep(remote: &Arc<Remote>, scope: &str, glob: &Glob) -> Res
         let covered: Vec<_> = keys.into_iter().filter(|key| covers(key, scope, glob)).collect();
         if !covered.is_empty() {
             let mut unlink = cmd("UNLINK");
-            covered.iter().for_each(|key| drop(unlink.arg(key.as_slice())));
+            for key in &covered {
+                unlink.arg(key.as_slice());
+            }
             remote.command(&mut Budget::new(remote.op_timeout), None, &unlink).await?;
             removed += covered.len() as u64;
         }
