@@ -183,6 +183,35 @@ impl Builder {
     }
 }
 
+impl Cache {
+    /// A cache in front of the Redis at `url`, for instance `redis://user:password@host:6379/0`.
+    ///
+    /// Returns once the server has answered or failed to. A server that cannot be reached is no error: the cache
+    /// does without it and uses it as soon as it answers; see [`health`](Self::health).
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] when the URL is malformed or has an unknown option;
+    /// [`ErrorKind::Authentication`] when the server refuses the credentials.
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        Self::builder().url(url).connect().await
+    }
+
+    /// A cache as the environment says: in front of Redis where `REDIS_URL` is set, else in this process alone.
+    /// The README lists the variables.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); [`ErrorKind::InvalidConfig`] names the variable that cannot be used.
+    pub async fn from_env() -> Result<Self, Error> {
+        Builder::from_env()?.connect().await
+    }
+
+    /// A cache with settings of its own.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+}
+
 fn check(options: &Options, pool: &PoolOptions) -> Result<(), Error> {
     const MS: Duration = Duration::from_millis(1);
     const MINUTE: Duration = Duration::from_secs(60);

@@ -3,13 +3,9 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    builder::Builder,
     clock::Clock,
-    error::{Error, ErrorKind},
-    global,
-    key::{TenantArgument, prefix},
+    error::Error,
     options::Options,
-    scoped::Scoped,
     state::State,
     stats::Stats,
     sync::{Arc, Ordering},
@@ -32,33 +28,6 @@ impl Cache {
         Self::from_state(State::new(Options::default(), Clock::Coarse, None, false))
     }
 
-    /// A cache in front of the Redis at `url`, for instance `redis://user:password@host:6379/0`.
-    ///
-    /// Returns once the server has answered or failed to. A server that cannot be reached is no error: the cache
-    /// does without it and uses it as soon as it answers; see [`health`](Self::health).
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidConfig`] when the URL is malformed or has an unknown option;
-    /// [`ErrorKind::Authentication`] when the server refuses the credentials.
-    pub async fn connect(url: &str) -> Result<Self, Error> {
-        Self::builder().url(url).connect().await
-    }
-
-    /// A cache as the environment says: in front of Redis where `REDIS_URL` is set, else in this process alone.
-    /// The README lists the variables.
-    ///
-    /// # Errors
-    /// As [`connect`](Self::connect); [`ErrorKind::InvalidConfig`] names the variable that cannot be used.
-    pub async fn from_env() -> Result<Self, Error> {
-        Builder::from_env()?.connect().await
-    }
-
-    /// A cache with settings of its own.
-    #[must_use]
-    pub fn builder() -> Builder {
-        Builder::default()
-    }
-
     /// A cache that stores nothing: every call fetches. What `CACHE_DISABLED=1` makes of
     /// [`from_env`](Self::from_env).
     #[must_use]
@@ -68,36 +37,6 @@ impl Cache {
 
     pub(crate) fn from_state(state: State) -> Self {
         Self { state: Arc::new(state) }
-    }
-
-    /// Makes this the cache of all annotated functions that name none. To be called once, early in `main`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidConfig`] when the process has one already: installed before, or built from the
-    /// environment because an annotated function ran first.
-    pub fn install(&self) -> Result<(), Error> {
-        global::install(self)
-    }
-
-    /// The keys of one tenant: text or an integer. The only door to tenant data. Cost: no round trip.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidTenant`] when the id is empty or longer than 192 bytes, percent-encoded.
-    pub fn tenant(&self, id: impl TenantArgument) -> Result<Scoped, Error> {
-        let prefix = id.with_tenant(|id| prefix(&self.state.options.root, Some(id)))?;
-        Ok(Scoped::new(self.clone(), prefix))
-    }
-
-    /// The keys that belong to no tenant.
-    ///
-    /// # Errors
-    /// [`ErrorKind::TenantRequired`] under [`Builder::require_tenant`].
-    pub fn global(&self) -> Result<Scoped, Error> {
-        if self.state.options.require_tenant {
-            let message = "this cache demands a tenant (`require_tenant`); use `tenant(id)`";
-            return Err(Error::new(ErrorKind::TenantRequired, message));
-        }
-        Ok(Scoped::new(self.clone(), prefix(&self.state.options.root, None)?))
     }
 
     /// Counters since the cache was built. Cost: no round trip.

@@ -144,7 +144,9 @@ fn read_url_options(url: &Url, options: &mut Options, pool: &mut PoolOptions) ->
             "idle_timeout" => pool.idle_timeout = Some(time()?),
             "op_timeout" => options.op_timeout = time()?,
             _ => {
-                return Err(invalid(format!("the Redis URL has an unknown option {name:?}; allowed are {URL_OPTIONS}")));
+                return Err(invalid(format!(
+                    "the Redis URL has an unknown option {name:?}; allowed are {URL_OPTIONS}"
+                )));
             }
         }
     }

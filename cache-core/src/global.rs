@@ -9,12 +9,19 @@ use crate::{
 
 static DEFAULT: OnceLock<Cache> = OnceLock::new();
 
-pub(crate) fn install(cache: &Cache) -> Result<(), Error> {
-    DEFAULT.set(cache.clone()).map_err(|_| {
-        let message = "the process has a cache already: `install` was called before, or an annotated function ran and \
-                       built one from the environment; install early in `main`";
-        Error::new(ErrorKind::InvalidConfig, message)
-    })
+impl Cache {
+    /// Makes this the cache of all annotated functions that name none. To be called once, early in `main`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] when the process has one already: installed before, or built from the
+    /// environment because an annotated function ran first.
+    pub fn install(&self) -> Result<(), Error> {
+        DEFAULT.set(self.clone()).map_err(|_| {
+            let message = "the process has a cache already: `install` was called before, or an annotated function ran \
+                           and built one from the environment; install early in `main`";
+            Error::new(ErrorKind::InvalidConfig, message)
+        })
+    }
 }
 
 /// The process-wide cache, built from the environment on first use. Where the environment is wrong the functions

@@ -13,12 +13,12 @@ use std::{
 use rand::RngExt as _;
 
 use crate::{
+    call::Call,
     clock::{Instant, sleep},
     codec::{CacheValue, encoded_len, envelope::Id},
     error::Error,
     near::{Cached, Watch, erase},
     nesting,
-    read_through::Call,
     remote::{Budget, Lease, Leased, Remote},
     single_flight::{Ending, Event, Leader},
     state::Verdict,
@@ -70,19 +70,18 @@ pub(crate) async fn lead<T: CacheValue, E>(
     leader.fetch_begins(watch);
     let begun = Asked { asked_at, watch };
     let lease = if let Storage::Fill(release) = &storage { Some(release) } else { None };
-    match run(&call, Some(&leader), lease, fetch).await {
-        Ok(value) => {
-            let cost = call.state.clock.now().since(asked_at);
-            let accepted = store(&mut call, &leader, storage, &value, begun, cost).await;
-            leader.finish(Ending::Value(erase(&value)), accepted);
-            Ok(value)
-        }
+    let value = match run(&call, Some(&leader), lease, fetch).await {
+        Ok(value) => value,
         // The lease is released by its guard: an error is not held across an await, so it need not be `Send`.
         Err(error) => {
             leader.finish(Ending::Failed(call.share.map(|share| share.erase(&error))), None);
-            Err(error)
+            return Err(error);
         }
-    }
+    };
+    let cost = call.state.clock.now().since(asked_at);
+    let accepted = store(&mut call, &leader, storage, &value, begun, cost).await;
+    leader.finish(Ending::Value(erase(&value)), accepted);
+    Ok(value)
 }
 
 /// Fetches for this call alone; nothing is stored.

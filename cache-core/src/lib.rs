@@ -2,41 +2,45 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 // The order of the list is the direction of imports: a module uses what stands above it. `tests/layering.rs` checks.
-mod clock;
+// 0 leaves
 mod error;
-mod sink;
-mod stats;
 mod sync;
-
-mod codec;
+mod clock;
+mod stats;
+mod sink;
+// 1 values
 mod key;
+mod ttl;
+mod codec;
 mod keyspace;
 mod notice;
 mod options;
-mod ttl;
-
+// 2 stores
 mod near;
-mod remote;
 mod single_flight;
-
+mod remote;
+// 3 what one call needs
+mod nesting;
+mod share;
+mod shape;
+mod state;
+mod call;
+// 4 paths
+mod write;
 mod invalidate;
 mod lead;
-mod many;
-mod nesting;
 mod read_through;
-mod shape;
-mod share;
-mod state;
-mod write;
-
+mod many;
+// 5 handle
+mod config;
+mod cache;
+mod builder;
+mod scoped;
+mod global;
+// 6 macro door
 #[doc(hidden)]
 #[path = "private.rs"]
 pub mod __private;
-mod builder;
-mod cache;
-mod config;
-mod global;
-mod scoped;
 
 #[cfg(feature = "macros")]
 pub use cache_macros::cached;

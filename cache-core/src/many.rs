@@ -8,13 +8,14 @@ use std::{collections::HashMap, future::Future, pin::pin, time::Duration};
 use futures_util::future::join_all;
 
 use crate::{
+    call::Call,
     codec::CacheValue,
     error::Error,
     keyspace::Key,
     lead::{self, Asked, Outcome, Storage, Taking},
     near::{Cached, erase},
     nesting,
-    read_through::{Call, read_through},
+    read_through::read_through,
     remote::Budget,
     single_flight::{Ending, Joined, Leader},
     state::{State, Target, Verdict},

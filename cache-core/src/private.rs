@@ -213,14 +213,16 @@ impl<'c> Call<'c> {
         let Some(target) = self.target_or_bypass::<S::Value>() else { return fetch.await };
         let mut fetch = std::pin::pin!(fetch);
         let split = async { shape.split(fetch.as_mut().await) };
-        match read_through::read_through(&target, split, shape.sharing()).await {
-            Ok(value) => match shape.join(value) {
-                Some(returned) => returned,
-                // A cached "none" under a key that a function of another shape shares: this one cannot say it. Its
-                // fetch was not run.
-                None => fetch.await,
-            },
-            Err(error) => shape.fail(error),
+        // Errors are never held across an await: they need not be `Send`.
+        let value = match read_through::read_through(&target, split, shape.sharing()).await {
+            Ok(value) => value,
+            Err(error) => return shape.fail(error),
+        };
+        match shape.join(value) {
+            Some(returned) => returned,
+            // A cached "none" under a key that a function of another shape shares: this one cannot say it. Its fetch
+            // was not run.
+            None => fetch.await,
         }
     }
 
@@ -229,12 +231,13 @@ impl<'c> Call<'c> {
         let Some(target) = self.target_or_bypass::<S::Value>() else { return fetch.await };
         let mut fetch = std::pin::pin!(fetch);
         let split = async { shape.split(fetch.as_mut().await) };
-        match read_through::refresh(&target, split).await {
-            Ok(value) => match shape.join(value) {
-                Some(returned) => returned,
-                None => fetch.await,
-            },
-            Err(error) => shape.fail(error),
+        let value = match read_through::refresh(&target, split).await {
+            Ok(value) => value,
+            Err(error) => return shape.fail(error),
+        };
+        match shape.join(value) {
+            Some(returned) => returned,
+            None => fetch.await,
         }
     }
 
@@ -256,10 +259,8 @@ impl<'c> Call<'c> {
     /// A key that cannot be used, a value that cannot be stored, or Redis cannot be reached.
     pub async fn put<R, S: Shape<R>, V: Put<R>>(self, shape: S, value: V) -> Result<(), Error> {
         let target = self.target::<S::Value>()?;
-        match shape.split(value.returned()) {
-            Ok(value) => write::set(&target, value).await,
-            Err(_) => Ok(()),
-        }
+        let Ok(value) = shape.split(value.returned()) else { return Ok(()) };
+        write::set(&target, value).await
     }
 
     /// Removes the value.

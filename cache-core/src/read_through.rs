@@ -5,21 +5,19 @@
 //! the call began, or a command sent after the call began accepted it. Whoever may not take an outcome goes round
 //! again, and after two rounds fetches for itself.
 
-use std::{future::Future, marker::PhantomData};
+use std::future::Future;
 
 use crate::{
+    call::Call,
     clock::sleep,
     codec::CacheValue,
     error::Error,
     invalidate, lead,
     near::{Cached, unerase},
-    nesting,
     remote::Budget,
     share::Share,
     single_flight::{Awaited, Ending, Follower, Joined, Leader},
-    state::{State, Target, Verdict},
-    stats::{Counters, Slot},
-    sync::Arc,
+    state::{Target, Verdict},
 };
 
 /// Rounds through the flight before a call fetches for itself.
@@ -43,14 +41,16 @@ pub(crate) async fn read_through<T: CacheValue, E>(
     }
     call.counters.misses.increment();
     for _ in 0..ROUNDS {
-        match call.join_flight().await {
-            Step::Lead(leader) => return lead::lead(call, leader, fetch).await,
+        // Errors are never held across an await: they need not be `Send`.
+        let leader = match call.join_flight().await {
+            Step::Lead(leader) => leader,
             Step::Done(result) => {
                 call.counters.coalesced.increment();
                 return result;
             }
-            Step::GoAround => {}
-        }
+            Step::GoAround => continue,
+        };
+        return lead::lead(call, leader, fetch).await;
     }
     lead::fetch_alone(&call, fetch).await
 }
@@ -107,47 +107,7 @@ enum Step<'a, T, E> {
     GoAround,
 }
 
-/// One call on its way through the steps.
-pub(crate) struct Call<'a, T, E> {
-    pub(crate) target: &'a Target<'a>,
-    pub(crate) state: &'a Arc<State>,
-    pub(crate) slot: Slot,
-    pub(crate) counters: &'a Counters,
-    pub(crate) budget: Budget,
-    pub(crate) share: Option<Share<E>>,
-    /// The start of an entry in Redis that this call refused.
-    pub(crate) seen: Option<Vec<u8>>,
-    /// Redis holds a newer binary's entry.
-    pub(crate) newer: bool,
-    value: PhantomData<fn() -> T>,
-}
-
 impl<'a, T: CacheValue, E> Call<'a, T, E> {
-    pub(crate) fn new(target: &'a Target<'a>, share: Option<Share<E>>) -> Self {
-        let slot = target.slot();
-        Self {
-            target,
-            state: target.state,
-            slot,
-            counters: target.state.stats.counters(slot),
-            budget: Budget::new(target.state.options.op_timeout),
-            share,
-            seen: None,
-            newer: false,
-            value: PhantomData,
-        }
-    }
-
-    /// A cache that is off, and a fetch that asks for its own key, run uncached.
-    pub(crate) fn must_bypass(&self) -> bool {
-        let bypass =
-            self.state.is_off() || nesting::is_fetching(self.state.id, self.target.key.as_str(), self.target.binding);
-        if bypass {
-            self.counters.bypassed.increment();
-        }
-        bypass
-    }
-
     async fn lookup_remote(&mut self) -> Option<Cached<T>> {
         let remote = self.state.remote.as_ref()?;
         let (asked_at, watch) = (self.state.clock.now(), self.target.watch());
@@ -178,12 +138,6 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
                 Some(Awaited::GoAround) | None => Step::GoAround,
             },
         }
-    }
-
-    pub(crate) fn join(&self) -> Joined<'a> {
-        let (state, target) = (self.state, self.target);
-        let now = state.clock.now();
-        state.flights.join(target.key.as_str(), target.binding, &state.near.stripes, target.watch(), now)
     }
 
     /// Waits for the leader, and takes its place if it is not polled for a lease period. `None` after `max_fetch`.

@@ -7,7 +7,7 @@ use crate::{
     codec::CacheValue,
     error::{Error, ErrorKind},
     invalidate::{self, Invalidated},
-    key::{FullKey, Prefix, pattern},
+    key::{FullKey, Prefix, TenantArgument, pattern, prefix},
     keyspace::{Binding, Key, Keyspace, Origin},
     many, read_through,
     remote::Budget,
@@ -25,6 +25,29 @@ use crate::{
 pub struct Scoped {
     cache: Cache,
     prefix: Prefix,
+}
+
+impl Cache {
+    /// The keys of one tenant: text or an integer. The only door to tenant data. Cost: no round trip.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTenant`] when the id is empty or longer than 192 bytes, percent-encoded.
+    pub fn tenant(&self, id: impl TenantArgument) -> Result<Scoped, Error> {
+        let prefix = id.with_tenant(|id| prefix(&self.state.options.root, Some(id)))?;
+        Ok(Scoped::new(self.clone(), prefix))
+    }
+
+    /// The keys that belong to no tenant.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TenantRequired`] under [`Builder::require_tenant`].
+    pub fn global(&self) -> Result<Scoped, Error> {
+        if self.state.options.require_tenant {
+            let message = "this cache demands a tenant (`require_tenant`); use `tenant(id)`";
+            return Err(Error::new(ErrorKind::TenantRequired, message));
+        }
+        Ok(Scoped::new(self.clone(), prefix(&self.state.options.root, None)?))
+    }
 }
 
 impl Scoped {

@@ -174,11 +174,6 @@ impl Flights {
             map.remove(&flight.key);
         }
     }
-
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
-    }
 }
 
 impl State {

@@ -79,7 +79,8 @@ async fn many_keys_are_answered_in_input_order_by_one_fetch_of_the_missing() {
 async fn tenants_and_the_keys_of_no_tenant_never_see_each_other() {
     let cache = Cache::builder().tokio_clock().build().unwrap();
     let key = REPORTS.key("x");
-    let scopes = [cache.tenant("a").unwrap(), cache.tenant("b").unwrap(), cache.tenant(7).unwrap(), cache.global().unwrap()];
+    let scopes =
+        [cache.tenant("a").unwrap(), cache.tenant("b").unwrap(), cache.tenant(7).unwrap(), cache.global().unwrap()];
     for (at, scope) in scopes.iter().enumerate() {
         scope.set(&key, format!("of {at}")).await.unwrap();
     }
@@ -268,7 +269,11 @@ async fn followers_of_a_failing_fetch_do_not_queue() {
             };
             let (acme, key) = (&acme, &key);
             async move {
-                if shared { acme.try_get_or_fetch_shared(key, fetch).await } else { acme.try_get_or_fetch(key, fetch).await }
+                if shared {
+                    acme.try_get_or_fetch_shared(key, fetch).await
+                } else {
+                    acme.try_get_or_fetch(key, fetch).await
+                }
             }
         });
         assert!(join_all(calls).await.iter().all(|result| result.as_ref().unwrap_err() == "down"));
@@ -357,4 +362,17 @@ fn the_near_tier_works_without_a_runtime() {
     });
     let mut pinned = pin!(acme.get(&key));
     assert!(pinned.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+}
+
+/// What the fetch returns need not be `Send` for the call to be.
+#[test]
+fn calls_are_send_whatever_the_error_is() {
+    fn assert_send<F: Future + Send>(future: F) {
+        drop(future);
+    }
+    let acme = Cache::in_memory().tenant("acme").unwrap();
+    let key = REPORTS.key("x");
+    assert_send(acme.try_get_or_fetch(&key, || async { Err::<String, Box<dyn std::error::Error>>("local".into()) }));
+    let keys = [key];
+    assert_send(acme.try_get_or_fetch_many(&keys, |_| async { Err::<Vec<(_, String)>, Box<dyn std::error::Error>>("local".into()) }));
 }

@@ -186,10 +186,12 @@ async fn another_process_serves_an_invalidated_value_for_three_seconds_at_most()
 #[tokio::test]
 async fn losing_keys_makes_misses_and_never_brings_an_old_value_back() {
     let server = Server::start();
-    let acme = Cache::builder().url(&server.url()).near_bytes(0).op_timeout(Duration::from_secs(20)).connect().await.unwrap();
+    let acme =
+        Cache::builder().url(&server.url()).near_bytes(0).op_timeout(Duration::from_secs(20)).connect().await.unwrap();
     let acme = acme.tenant("acme").unwrap();
     let key = REPORTS.key("x");
-    let lost = ["cache:tenant:acme:report:x", "cache:tenant:acme:~g", "cache:tenant:acme:report:~g", "cache:tenant:acme:~f"];
+    let lost =
+        ["cache:tenant:acme:report:x", "cache:tenant:acme:~g", "cache:tenant:acme:report:~g", "cache:tenant:acme:~f"];
     for name in lost {
         acme.set(&key, "old".to_owned()).await.unwrap();
         acme.invalidate_keyspace(&REPORTS).await.is_applied().then_some(()).unwrap();

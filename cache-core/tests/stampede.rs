@@ -142,7 +142,8 @@ async fn a_dropped_fetch_gives_its_lease_back() {
     let proxy = Proxy::start(&server);
     let (mine, others) = (acme(proxy.url()).await, acme(&server.url()).await);
     let key = REPORTS.key("x");
-    let dropped = tokio::time::timeout(Duration::from_millis(100), mine.try_get_or_fetch(&key, pending::<Result<String, ()>>));
+    let dropped =
+        tokio::time::timeout(Duration::from_millis(100), mine.try_get_or_fetch(&key, pending::<Result<String, ()>>));
     assert!(dropped.await.is_err());
     let begun = Instant::now();
     assert_eq!(*others.try_get_or_fetch(&key, || fetched("v")).await.unwrap(), "v");

@@ -1,0 +1,241 @@
+//! G7: Redis absent, slow or wrong means slower, not broken; and it is used again as soon as it answers.
+
+mod support;
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use cache_core::{Cache, ErrorKind, Invalidated, Keyspace, Scoped, Status, TtlProfile};
+use support::{Fault, Proxy, Server, Spoil};
+
+const REPORTS: Keyspace<String> = TtlProfile::new("report", Duration::from_secs(60)).of();
+const OP_TIMEOUT: Duration = Duration::from_millis(200);
+
+fn builder(url: &str) -> cache_core::Builder {
+    Cache::builder().url(url).op_timeout(OP_TIMEOUT).min_idle(1)
+}
+
+async fn fetched(value: &str) -> Result<String, ()> {
+    Ok(value.to_owned())
+}
+
+/// Calls with keys of their own until Redis answers hits again. Returns how long the slowest call took.
+async fn until_used_again(acme: &Scoped) -> Duration {
+    let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
+    for n in 0.. {
+        assert!(begun.elapsed() < Duration::from_secs(15), "Redis is not used again");
+        let key = REPORTS.key(("again", n));
+        let call = Instant::now();
+        assert_eq!(*acme.try_get_or_fetch(&key, || fetched("v")).await.unwrap(), "v");
+        slowest = slowest.max(call.elapsed());
+        if acme.exists(&key).await.unwrap_or(false) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    slowest
+}
+
+/// A call pays one `op_timeout` over all its commands; after a few failures in a row about nothing.
+async fn degrades(acme: &Scoped) {
+    for n in 0..6 {
+        let begun = Instant::now();
+        assert_eq!(*acme.try_get_or_fetch(&REPORTS.key(("down", n)), || fetched("v")).await.unwrap(), "v");
+        // Generous for a loaded machine; a second timeout would be over it.
+        assert!(begun.elapsed() < OP_TIMEOUT + Duration::from_millis(150), "call {n}: {:?}", begun.elapsed());
+    }
+    let begun = Instant::now();
+    for n in 0..100 {
+        acme.try_get_or_fetch(&REPORTS.key(("open", n)), || fetched("v")).await.unwrap();
+    }
+    assert!(begun.elapsed() < OP_TIMEOUT * 2, "the breaker is not open: {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_and_restarted_is_used_again() {
+    let server = Server::start();
+    let cache = builder(&server.url()).connect().await.unwrap();
+    let acme = cache.tenant("acme").unwrap();
+    let key = REPORTS.key("x");
+    acme.set(&key, "v".to_owned()).await.unwrap();
+    server.kill();
+    degrades(&acme).await;
+    assert!(acme.get(&REPORTS.key("unknown")).await.unwrap_err().is_unavailable());
+    assert_eq!(acme.invalidate(&key).await, Invalidated::Pending);
+    let health = cache.health().await;
+    assert_eq!(health.status, Status::Degraded);
+    assert!(health.error.unwrap().to_string().contains("refused"));
+    assert!(cache.stats().profiles["report"].remote_errors > 0);
+    server.restart();
+    until_used_again(&acme).await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_costs_a_call_one_op_timeout_and_is_used_again() {
+    let server = Server::start();
+    let acme = builder(&server.url()).connect().await.unwrap().tenant("acme").unwrap();
+    acme.set(&REPORTS.key("x"), "v".to_owned()).await.unwrap();
+    server.pause();
+    degrades(&acme).await;
+    server.resume();
+    assert!(until_used_again(&acme).await < OP_TIMEOUT * 2);
+}
+
+#[tokio::test]
+async fn a_half_open_connection_is_replaced() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let acme = builder(proxy.url()).connect().await.unwrap().tenant("acme").unwrap();
+    acme.set(&REPORTS.key("x"), "v".to_owned()).await.unwrap();
+    proxy.set(Fault::Swallow);
+    degrades(&acme).await;
+    proxy.set(Fault::None);
+    until_used_again(&acme).await;
+}
+
+#[tokio::test]
+async fn dropped_connections_cost_no_call_its_hit() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let cache = builder(proxy.url()).near_bytes(0).min_idle(5).connect().await.unwrap();
+    let acme = cache.tenant("acme").unwrap();
+    let key = REPORTS.key("x");
+    acme.set(&key, "v".to_owned()).await.unwrap();
+    for _ in 0..20 {
+        proxy.drop_connections();
+        assert_eq!(*acme.try_get_or_fetch(&key, || fetched("other")).await.unwrap(), "v");
+    }
+}
+
+#[tokio::test]
+async fn truncated_and_garbled_replies_lead_to_the_fetch_or_to_another_connection() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let cache = builder(proxy.url()).near_bytes(0).connect().await.unwrap();
+    let acme = cache.tenant("acme").unwrap();
+    let key = REPORTS.key("x");
+    for spoil in [Spoil::Truncate, Spoil::Garble, Spoil::Corrupt] {
+        acme.set(&key, "v".to_owned()).await.unwrap();
+        proxy.spoil_next("MGET", spoil);
+        let value = acme.try_get_or_fetch(&key, || fetched("fetched")).await.unwrap();
+        assert!(*value == "v" || *value == "fetched", "{spoil:?}: {value}");
+        until_used_again(&acme).await;
+        for command in ["EVALSHA", "MGET"] {
+            proxy.spoil_next(command, spoil);
+            let key = REPORTS.key((format!("{spoil:?}"), command));
+            assert_eq!(*acme.try_get_or_fetch(&key, || fetched("f")).await.unwrap(), "f", "{spoil:?} of {command}");
+        }
+        until_used_again(&acme).await;
+    }
+}
+
+/// While Redis is down a value is fetched once per key, process and three seconds, not once per call.
+#[tokio::test]
+async fn near_copies_carry_through_a_short_absence() {
+    let server = Server::start();
+    let acme = builder(&server.url()).connect().await.unwrap().tenant("acme").unwrap();
+    server.kill();
+    let fetches = AtomicUsize::new(0);
+    for _ in 0..50 {
+        let fetch = || {
+            fetches.fetch_add(1, Ordering::SeqCst);
+            fetched("v")
+        };
+        assert_eq!(*acme.try_get_or_fetch(&REPORTS.key("x"), fetch).await.unwrap(), "v");
+    }
+    assert_eq!(fetches.load(Ordering::SeqCst), 1);
+}
+
+/// A cache belongs to no runtime: when the one that carried its connections is gone, the next call connects anew.
+#[test]
+fn a_cache_is_used_from_one_runtime_after_another() {
+    let server = Server::start();
+    let cache = builder(&server.url()).near_bytes(0).build().unwrap();
+    let acme = cache.tenant("acme").unwrap();
+    let key = REPORTS.key("x");
+    for round in 0..5 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let begun = Instant::now();
+            if round == 0 {
+                acme.set(&key, "v".to_owned()).await.unwrap();
+            }
+            assert_eq!(*acme.get(&key).await.unwrap().unwrap(), "v", "round {round}");
+            assert!(begun.elapsed() < OP_TIMEOUT);
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_a_clear_error_that_does_not_show_it() {
+    let server = Server::with_args(&["--requirepass", "right"]);
+    for (url, says) in [
+        (format!("redis://:hunter2@127.0.0.1:{}/", server.port()), "WRONGPASS"),
+        (format!("redis://127.0.0.1:{}/", server.port()), "password"),
+    ] {
+        let error = builder(&url).connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
+        assert!(error.to_string().contains(says) && error.to_string().contains("REDIS_PASSWORD"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+        // A cache that was built all the same fetches.
+        let acme = builder(&url).build().unwrap().tenant("acme").unwrap();
+        assert_eq!(*acme.try_get_or_fetch(&REPORTS.key("x"), || fetched("v")).await.unwrap(), "v");
+    }
+    let cache = builder(&format!("redis://127.0.0.1:{}/", server.port())).password("right").connect().await.unwrap();
+    assert_eq!(cache.health().await.status, Status::Healthy);
+    assert!(!format!("{:?}", builder("redis://:hunter2@host").password("hunter2")).contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_full_server_is_a_clear_error_and_calls_fetch() {
+    let server = Server::with_args(&["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]);
+    let acme = builder(&server.url()).connect().await.unwrap().tenant("acme").unwrap();
+    // Small enough not to count itself, on its way in, as what fills the server.
+    let filler = "x".repeat(1_000);
+    let full = (0..2_000).any(|n| server.cli(&["SET", &format!("filler-{n}"), &filler]).contains("OOM"));
+    assert!(full, "the server takes everything");
+    let error = acme.set(&REPORTS.key("x"), "v".to_owned()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
+    assert!(error.to_string().contains("maxmemory"));
+    assert_eq!(*acme.try_get_or_fetch(&REPORTS.key("x"), || fetched("v")).await.unwrap(), "v");
+    // Invalidations of whole keyspaces free memory and work all the same.
+    assert!(acme.invalidate_keyspace(&REPORTS).await.is_applied());
+    assert!(acme.invalidate_all().await.is_applied());
+    assert!(acme.invalidate(&REPORTS.key("x")).await.is_applied());
+}
+
+#[tokio::test]
+async fn a_replica_is_a_clear_error_and_calls_fetch() {
+    let server = Server::with_args(&["--replicaof", "127.0.0.1", "1"]);
+    let acme = builder(&server.url()).build().unwrap().tenant("acme").unwrap();
+    assert_eq!(*acme.try_get_or_fetch(&REPORTS.key("x"), || fetched("v")).await.unwrap(), "v");
+    assert_eq!(acme.invalidate(&REPORTS.key("x")).await, Invalidated::Pending);
+    let error = acme.set(&REPORTS.key("x"), "v".to_owned()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::ReadOnly | ErrorKind::Loading | ErrorKind::Unavailable), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_user_without_rights_is_a_clear_error_and_calls_fetch() {
+    let server = Server::start();
+    server.cli(&["ACL", "SETUSER", "reader", "on", ">pw", "~*", "+@read", "+@connection"]);
+    let url = format!("redis://reader:pw@127.0.0.1:{}/", server.port());
+    let acme = builder(&url).connect().await.unwrap().tenant("acme").unwrap();
+    assert_eq!(*acme.try_get_or_fetch(&REPORTS.key("x"), || fetched("v")).await.unwrap(), "v");
+    let error = acme.set(&REPORTS.key("x"), "v".to_owned()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
+    assert_eq!(acme.invalidate(&REPORTS.key("x")).await, Invalidated::Pending);
+}
+
+/// The URL of nothing: connecting does not fail, and names what is wrong in `health`.
+#[tokio::test]
+async fn an_absent_server_is_no_error_at_start() {
+    let server = Server::start();
+    let url = server.url();
+    server.kill();
+    let cache = builder(&url).connect().await.unwrap();
+    degrades(&cache.tenant("acme").unwrap()).await;
+    server.restart();
+    until_used_again(&cache.tenant("acme").unwrap()).await;
+}
