@@ -155,7 +155,8 @@ impl Scoped {
         // Direct fetches give a value or an error, so the entry of another keyspace that says "there is none" is
         // the only way to an empty answer: then there is nothing to hand out, and the next one fetches.
         let mut fetch = std::pin::pin!(async { fetch.await.map(|value| Some(value.into())) });
-        match read_through::read_through(&target, fetch.as_mut(), share).await? {
+        let value = read_through::read_through(&target, fetch.as_mut(), share).await?;
+        match value {
             Some(value) => Ok(value),
             None => {
                 fetch.await.map(|value: Option<Arc<T>>| value.unwrap_or_else(|| unreachable!("a fetch gives a value")))

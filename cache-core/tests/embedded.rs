@@ -373,6 +373,4 @@ fn calls_are_send_whatever_the_error_is() {
     let acme = Cache::in_memory().tenant("acme").unwrap();
     let key = REPORTS.key("x");
     assert_send(acme.try_get_or_fetch(&key, || async { Err::<String, Box<dyn std::error::Error>>("local".into()) }));
-    let keys = [key];
-    assert_send(acme.try_get_or_fetch_many(&keys, |_| async { Err::<Vec<(_, String)>, Box<dyn std::error::Error>>("local".into()) }));
 }
