@@ -190,12 +190,8 @@ async fn a_wrong_password_is_a_clear_error_that_does_not_show_it() {
 
 #[tokio::test]
 async fn a_full_server_is_a_clear_error_and_calls_fetch() {
-    let server = Server::with_args(&["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]);
+    let server = Server::with_args(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]);
     let acme = builder(&server.url()).connect().await.unwrap().tenant("acme").unwrap();
-    // Small enough not to count itself, on its way in, as what fills the server.
-    let filler = "x".repeat(1_000);
-    let full = (0..2_000).any(|n| server.cli(&["SET", &format!("filler-{n}"), &filler]).contains("OOM"));
-    assert!(full, "the server takes everything");
     let error = acme.set(&REPORTS.key("x"), "v".to_owned()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
     assert!(error.to_string().contains("maxmemory"));
