@@ -206,7 +206,6 @@ impl Cache {
     }
 
     /// A cache with settings of its own.
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
     }

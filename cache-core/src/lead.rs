@@ -34,7 +34,7 @@ const LONGEST_POLL: Duration = Duration::from_millis(40);
 /// What is to become of the fetched value.
 pub(crate) enum Storage {
     /// FILL under this lease.
-    Fill(Release),
+    Fill(Box<Release>),
     /// The near tier, which is the only one.
     Alone,
     /// The near tier, for the short time that needs no confirmation: Redis is down, or holds a newer type.
@@ -69,7 +69,7 @@ pub(crate) async fn lead<T: CacheValue, E>(
     let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
     leader.fetch_begins(watch);
     let begun = Asked { asked_at, watch };
-    let lease = if let Storage::Fill(release) = &storage { Some(release) } else { None };
+    let lease = if let Storage::Fill(release) = &storage { Some(&**release) } else { None };
     let value = match run(&call, Some(&leader), lease, fetch).await {
         Ok(value) => value,
         // The lease is released by its guard: an error is not held across an await, so it need not be `Send`.
@@ -122,7 +122,7 @@ pub(crate) async fn take_lease<T: CacheValue, E>(
         match leased {
             Ok(Leased::Granted) => {
                 release.lease = Some(lease);
-                return Taking::Storage(Storage::Fill(release));
+                return Taking::Storage(Storage::Fill(Box::new(release)));
             }
             Ok(Leased::Found(read)) => match call.target.accept(&read, asked_at, watch, call.slot) {
                 Verdict::Hit(value) => return Taking::Found(value, sent),
@@ -224,7 +224,7 @@ pub(crate) async fn store<T: CacheValue, E>(
 ) -> Option<Event> {
     let ttl = call.target.fresh_ttl(value.is_none());
     match (storage, ttl) {
-        (Storage::Fill(release), Some(ttl)) => fill(call, leader, release, value, begun, ttl, cost).await,
+        (Storage::Fill(release), Some(ttl)) => fill(call, leader, *release, value, begun, ttl, cost).await,
         (Storage::Fill(release), None) => {
             release.now(&mut call.budget).await;
             None

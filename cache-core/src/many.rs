@@ -206,7 +206,7 @@ where
     let result = {
         let mut fetching = pin!(nesting::within(state.id, frames, async { fetch(missing).await.map(collect) }));
         let beats = led.iter().map(|led| {
-            let release = if let Storage::Fill(release) = &led.storage { Some(release) } else { None };
+            let release = if let Storage::Fill(release) = &led.storage { Some(&**release) } else { None };
             lead::beat(&led.call, Some(&led.leader), release)
         });
         let mut beats = pin!(join_all(beats));

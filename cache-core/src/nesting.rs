@@ -11,7 +11,7 @@ tokio::task_local! {
 /// One fetch under way, and the one around it.
 #[derive(Debug)]
 struct Frame {
-    around: Option<Arc<Frame>>,
+    around: Option<Arc<Self>>,
     cache: u64,
     key: Box<str>,
     binding: Binding,

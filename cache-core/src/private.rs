@@ -243,11 +243,12 @@ impl<'c> Call<'c> {
 
     /// What a call would return, if a tier has it.
     pub async fn peek<R, S: Shape<R>>(self, shape: S) -> Option<R> {
+        let cache = self.cache;
         let target = self.target_or_bypass::<S::Value>()?;
         match read_through::peek(&target).await {
             Ok(found) => shape.join(found?),
             Err(error) => {
-                self.cache.state.sink.report("peek", &error);
+                cache.state.sink.report("peek", &error);
                 None
             }
         }
@@ -294,21 +295,22 @@ impl<'c> Call<'c> {
         if self.site.bound { self.site.origin } else { Origin::none() }
     }
 
-    fn target<T: CacheValue>(&self) -> Result<Target<'c>, Error> {
+    fn target<T: CacheValue>(self) -> Result<Target<'c>, Error> {
         Ok(Target {
-            state: &self.cache.state,
-            key: self.key.clone()?,
             binding: Binding { type_id: TypeId::of::<T>(), origin: self.origin() },
-            profile: self.site.profile.clone()?,
+            state: &self.cache.state,
+            key: self.key?,
+            profile: self.site.profile?,
             version: self.site.version,
             codec: None,
         })
     }
 
     /// The target, or a count and a report of why this call runs uncached.
-    fn target_or_bypass<T: CacheValue>(&self) -> Option<Target<'c>> {
+    fn target_or_bypass<T: CacheValue>(self) -> Option<Target<'c>> {
+        let cache = self.cache;
         let profile = self.site.profile.as_ref().map_or("invalid_profile", TtlProfile::name);
-        self.target::<T>().inspect_err(|error| scoped::bypass(self.cache, profile, error)).ok()
+        self.target::<T>().inspect_err(|error| scoped::bypass(cache, profile, error)).ok()
     }
 }
 

@@ -107,10 +107,7 @@ impl Flights {
     }
 
     fn shard(&self, key: &(Box<str>, Binding)) -> &Mutex<Map> {
-        // The remainder is below 32.
-        #[expect(clippy::cast_possible_truncation, reason = "below SHARDS")]
-        let shard = (self.hasher.hash_one(key) >> 32) as usize % SHARDS;
-        &self.shards[shard]
+        &self.shards[(self.hasher.hash_one(key) >> 32) as usize % SHARDS]
     }
 
     /// Joins the flight of `key`, or begins one as its leader.

@@ -21,8 +21,8 @@ fn cache() -> Scoped {
     Cache::builder().tokio_clock().build().unwrap().tenant("acme").unwrap()
 }
 
-async fn fetched(value: &str) -> Result<String, ()> {
-    Ok(value.to_owned())
+fn fetched(value: &str) -> std::future::Ready<Result<String, ()>> {
+    std::future::ready(Ok(value.to_owned()))
 }
 
 #[tokio::test(start_paused = true)]
@@ -373,4 +373,21 @@ fn calls_are_send_whatever_the_error_is() {
     let acme = Cache::in_memory().tenant("acme").unwrap();
     let key = REPORTS.key("x");
     assert_send(acme.try_get_or_fetch(&key, || async { Err::<String, Box<dyn std::error::Error>>("local".into()) }));
+}
+
+/// Callers hold these futures in theirs, and callers of callers: what a miss needs is on the heap.
+#[test]
+fn calls_are_small_futures() {
+    let acme = Cache::in_memory().tenant("acme").unwrap();
+    let key = REPORTS.key("x");
+    let sizes = [
+        size_of_val(&acme.get(&key)),
+        size_of_val(&acme.try_get_or_fetch(&key, || fetched("v"))),
+        size_of_val(&acme.set(&key, String::new())),
+        size_of_val(&acme.invalidate(&key)),
+        size_of_val(&acme.exists(&key)),
+        size_of_val(&acme.touch(&key)),
+        size_of_val(&acme.invalidate_pattern("*x")),
+    ];
+    assert!(sizes.iter().all(|size| *size < 6_000) && sizes[1] < 2_000, "{sizes:?}");
 }

@@ -595,22 +595,3 @@ async fn a_fetch_that_asks_for_its_own_key_runs_uncached() {
     assert_eq!(itself(1).await, 3);
     assert_eq!(RUNS.count(), 3);
 }
-
-#[tokio::test]
-async fn a_version_is_part_of_the_value() {
-    mod old {
-        #[cache_core::cached(ttl = 300, key_prefix = "versions", key = "{id}", version = 1)]
-        pub(super) async fn load(id: u64) -> u64 {
-            id + 1
-        }
-    }
-    mod new {
-        #[cache_core::cached(ttl = 300, key_prefix = "versions", key = "{id}", version = 2)]
-        pub(super) async fn load(id: u64) -> u64 {
-            id + 2
-        }
-    }
-    default_cache();
-    assert_eq!(old::load(1).await, 2);
-    assert_eq!(new::load(1).await, 3, "the entry of an older version is a miss");
-}

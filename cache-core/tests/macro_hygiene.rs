@@ -384,7 +384,7 @@ async fn a_generic_cache_is_an_argument_like_any_other() {
 }
 
 fn cache() -> cache_core::Cache {
-    cache_core::Cache::default()
+    cache_core::Cache::in_memory()
 }
 
 #[tokio::test]

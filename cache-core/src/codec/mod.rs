@@ -82,7 +82,7 @@ fn guarded<R>(encode: impl FnOnce() -> Result<R, String>) -> Result<R, Error> {
     let message = match catch_unwind(AssertUnwindSafe(encode)) {
         Ok(Ok(done)) => return Ok(done),
         // Formats other than ours put no payload into their messages; the type's own text is kept short.
-        Ok(Err(reason)) => format!("a value could not be serialised and was not stored: {:.200}", reason),
+        Ok(Err(reason)) => format!("a value could not be serialised and was not stored: {reason:.200}"),
         Err(_) => "a value's Serialize panicked; the value was not stored".to_owned(),
     };
     Err(Error::new(ErrorKind::Encode, message))
@@ -117,7 +117,7 @@ mod tests {
         score: Option<f64>,
         tags: Vec<String>,
         map: BTreeMap<String, i32>,
-        nested: Option<Box<Value>>,
+        nested: Option<Box<Self>>,
     }
 
     fn value() -> impl Strategy<Value = Value> {

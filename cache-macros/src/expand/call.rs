@@ -18,7 +18,8 @@ impl Expansion<'_> {
         let (of_site, of_key) = (turbofish(&plan.site_generics), turbofish(&plan.key_generics));
         let inputs = self.key_inputs();
         let names: Vec<&Ident> = inputs.iter().map(|input| &input.name).collect();
-        let anonymous = inputs.iter().filter(|input| is_anonymous(input.ty())).map(|input| &input.name);
+        let is_bound = self.model.roles.template.is_none();
+        let anonymous = inputs.iter().filter(|input| is_bound && is_anonymous(input.ty())).map(|input| &input.name);
         let site = quote!(#holder::__site #of_site() #(.with_type_of(&#anonymous))*);
         let key = quote_spanned! {Span::mixed_site()=>
             |writer: &mut #door::KeyWriter| #holder::__key #of_key(writer, #(&#names),*)

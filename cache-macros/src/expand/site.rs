@@ -18,9 +18,10 @@ impl Expansion<'_> {
         };
         let is_bound = self.model.roles.template.is_none();
         let version = self.model.version.map(|version| quote!(.with_version(#version)));
-        let types = generics.type_params().map(|param| &param.ident);
-        // The type tells apart functions of one name inside two functions of one module, which the module's path does
-        // not.
+        // A key of the user's own is told apart by its text alone, whoever asks for it.
+        let types = generics.type_params().filter(|_| is_bound).map(|param| &param.ident);
+        // The companion type stands for the function: unlike the module's path it tells apart two functions of one name
+        // inside two functions of one module.
         quote! {
             #[inline]
             fn __site #generics() -> #door::Site #clause {

@@ -68,7 +68,7 @@ pub(crate) fn check(args: TokenStream, item: TokenStream) -> syn::Result<Model> 
         if args.companions.is_none() {
             signature::expect_free_type_name(&item.signature.ident, &mut mistakes);
         }
-        let roles = roles::check(&args, inputs, &item.signature.generics, &mut mistakes);
+        let roles = roles::check(&args, inputs, &output, &item.signature.generics, &mut mistakes);
         (item, output, roles)
     });
     let (item, output, roles) = match (mistakes.into_error(), function) {

@@ -11,7 +11,7 @@ use super::template::{Placeholder, Template};
 use super::values;
 use crate::args::Args;
 use crate::mistakes::Mistakes;
-use crate::words::reads;
+use crate::words::{reads, words};
 
 /// An argument of this name is the tenant unless the attribute says otherwise.
 const TENANT_ARGUMENT: &str = "tenant_id";
@@ -34,7 +34,13 @@ pub(crate) struct Roles {
 }
 
 /// Gives every argument its role.
-pub(super) fn check(args: &Args, mut inputs: Vec<Input>, generics: &Generics, mistakes: &mut Mistakes) -> Roles {
+pub(super) fn check(
+    args: &Args,
+    mut inputs: Vec<Input>,
+    output: &Type,
+    generics: &Generics,
+    mistakes: &mut Mistakes,
+) -> Roles {
     let tenant = tenant(args, &mut inputs);
     mark_read(args.cache.as_ref().map(|given| &given.value), Role::Cache, &mut inputs);
     let mut consts: Vec<Ident> = generics.const_params().map(|param| param.ident.clone()).collect();
@@ -51,6 +57,7 @@ pub(super) fn check(args: &Args, mut inputs: Vec<Input>, generics: &Generics, mi
         && !args.incomplete
     {
         expect_all_in_template(template, &inputs, &consts, mistakes);
+        refuse_hidden_types(&inputs, output, generics, mistakes);
     }
     refuse_mutable_keys(&inputs, mistakes);
     Roles { inputs, consts, tenant, template }
@@ -177,6 +184,22 @@ fn expect_all_in_template(template: &Template, inputs: &[Input], consts: &[Ident
             ),
         };
         mistakes.on(written, message);
+    }
+}
+
+/// With a template, the text of the arguments and the type of the value tell calls apart. A type parameter that shows in
+/// neither would be forgotten.
+fn refuse_hidden_types(inputs: &[Input], output: &Type, generics: &Generics, mistakes: &mut Mistakes) {
+    let mut shown = words(output);
+    shown.extend(inputs.iter().flat_map(|input| words(input.ty())));
+    let hidden = generics.type_params().filter(|param| !shown.contains(&param.ident.to_string()));
+    for param in hidden {
+        let message = format!(
+            "`{0}` shows in no argument and not in the return type, so calls that differ in it would share one value: \
+             remove `key`; without it the value is bound to its types",
+            param.ident
+        );
+        mistakes.on(&param.ident, message);
     }
 }
 

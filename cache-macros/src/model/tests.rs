@@ -72,6 +72,19 @@ fn a_template_contains_every_argument_or_skips_it() {
 }
 
 #[test]
+fn a_template_does_not_hide_a_type() {
+    let hidden = quote!(
+        async fn f<T: Kind>(a: u8) -> u8 {}
+    );
+    assert_one(quote!(ttl = 1, key = "{a}"), hidden.clone(), "`T` shows in no argument");
+    assert_eq!(found(quote!(ttl = 1), hidden), Vec::<String>::new());
+    let shown = quote!(
+        async fn f<T: Kind, D>(a: u8, db: &D) -> T {}
+    );
+    assert_eq!(found(quote!(ttl = 1, key = "{a}", skip(db)), shown), Vec::<String>::new());
+}
+
+#[test]
 fn skip_names_arguments_once() {
     let item = quote!(
         async fn f(a: u8, tenant_id: &str) -> u8 {}
