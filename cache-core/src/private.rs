@@ -1,6 +1,11 @@
 //! The door of the attribute macro: what its expansion names. Not for direct use, and free to change.
 
-use std::{any::TypeId, future::Future, time::Duration};
+use std::{
+    any::TypeId,
+    future::Future,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 pub use std::string::String;
 
@@ -209,36 +214,51 @@ impl<'c> Call<'c> {
     }
 
     /// The value: from a tier, from another call's fetch, or from `fetch`.
-    pub async fn run<R, S: Shape<R>, F: Future<Output = R>>(self, shape: S, fetch: F) -> R {
-        let Some(target) = self.target_or_bypass::<S::Value>() else { return fetch.await };
-        let mut fetch = std::pin::pin!(fetch);
-        let split = async { shape.split(fetch.as_mut().await) };
-        // Errors are never held across an await: they need not be `Send`.
-        let value = match read_through::read_through(&target, split, shape.sharing()).await {
-            Ok(value) => value,
-            Err(error) => return shape.fail(error),
-        };
-        match shape.join(value) {
-            Some(returned) => returned,
-            // A cached "none" under a key that a function of another shape shares: this one cannot say it. Its fetch
-            // was not run.
-            None => fetch.await,
-        }
+    ///
+    /// Boxed with the fetch: that is some kilobytes of state, which a near hit does not need and the caller's future
+    /// need not hold.
+    pub fn run<R, S: Shape<R>, F: Future<Output = R>>(
+        self,
+        shape: S,
+        fetch: impl FnOnce() -> F,
+    ) -> Pin<Box<impl Future<Output = R>>> {
+        Box::pin(async move {
+            let Some(target) = self.target_or_bypass::<S::Value>() else { return fetch().await };
+            let mut fetch = pin!(fetch());
+            let split = async { shape.split(fetch.as_mut().await) };
+            // Errors are never held across an await: they need not be `Send`.
+            let value = match read_through::read_through(&target, split, shape.sharing()).await {
+                Ok(value) => value,
+                Err(error) => return shape.fail(error),
+            };
+            match shape.join(value) {
+                Some(returned) => returned,
+                // A cached "none" under a key that a function of another shape shares: this one cannot say it. Its
+                // fetch was not run.
+                None => fetch.await,
+            }
+        })
     }
 
     /// Runs `fetch` whatever is stored, and stores its value.
-    pub async fn refresh<R, S: Shape<R>, F: Future<Output = R>>(self, shape: S, fetch: F) -> R {
-        let Some(target) = self.target_or_bypass::<S::Value>() else { return fetch.await };
-        let mut fetch = std::pin::pin!(fetch);
-        let split = async { shape.split(fetch.as_mut().await) };
-        let value = match read_through::refresh(&target, split).await {
-            Ok(value) => value,
-            Err(error) => return shape.fail(error),
-        };
-        match shape.join(value) {
-            Some(returned) => returned,
-            None => fetch.await,
-        }
+    pub fn refresh<R, S: Shape<R>, F: Future<Output = R>>(
+        self,
+        shape: S,
+        fetch: impl FnOnce() -> F,
+    ) -> Pin<Box<impl Future<Output = R>>> {
+        Box::pin(async move {
+            let Some(target) = self.target_or_bypass::<S::Value>() else { return fetch().await };
+            let mut fetch = pin!(fetch());
+            let split = async { shape.split(fetch.as_mut().await) };
+            let value = match read_through::refresh(&target, split).await {
+                Ok(value) => value,
+                Err(error) => return shape.fail(error),
+            };
+            match shape.join(value) {
+                Some(returned) => returned,
+                None => fetch.await,
+            }
+        })
     }
 
     /// What a call would return, if a tier has it.

@@ -32,15 +32,6 @@ pub(crate) async fn read_through<T: CacheValue, E>(
     if let Some(value) = target.lookup_near() {
         return Ok(value);
     }
-    // The rest is some kilobytes of state, which a hit does not need and the caller's future need not hold.
-    Box::pin(past_near(target, fetch, share)).await
-}
-
-async fn past_near<T: CacheValue, E>(
-    target: &Target<'_>,
-    fetch: impl Future<Output = Result<Cached<T>, E>>,
-    share: Option<Share<E>>,
-) -> Result<Cached<T>, E> {
     let mut call = Call::new(target, share);
     if call.must_bypass() {
         return fetch.await;

@@ -1,6 +1,6 @@
 //! The data verbs, for the keys of one tenant or of none.
 
-use std::{any::TypeId, future::Future, time::Duration};
+use std::{any::TypeId, convert::Infallible, future::Future, pin::pin, time::Duration};
 
 use crate::{
     cache::Cache,
@@ -96,8 +96,8 @@ impl Scoped {
         V: Into<Arc<T>>,
         F: Future<Output = V>,
     {
-        let infallible = async || Ok::<_, std::convert::Infallible>(fetch().await);
-        match self.read(key, infallible(), None).await {
+        let infallible = || async { Ok::<_, Infallible>(fetch().await) };
+        match self.read(key, infallible, None).await {
             Ok(value) => value,
             Err(never) => match never {},
         }
@@ -117,7 +117,7 @@ impl Scoped {
         V: Into<Arc<T>>,
         F: Future<Output = Result<V, E>>,
     {
-        self.read(key, async { fetch().await }, None).await
+        self.read(key, fetch, None).await
     }
 
     /// Like [`try_get_or_fetch`](Self::try_get_or_fetch); the calls that waited for a fetch that failed get its
@@ -136,32 +136,39 @@ impl Scoped {
         E: Clone + Send + Sync + 'static,
         F: Future<Output = Result<V, E>>,
     {
-        self.read(key, async { fetch().await }, Some(Share::new())).await
+        self.read(key, fetch, Some(Share::new())).await
     }
 
-    async fn read<T: CacheValue, V: Into<Arc<T>>, E>(
+    async fn read<T: CacheValue, V: Into<Arc<T>>, E, F: Future<Output = Result<V, E>>>(
         &self,
         key: &Key<T>,
-        fetch: impl Future<Output = Result<V, E>>,
+        fetch: impl FnOnce() -> F,
         share: Option<Share<E>>,
     ) -> Result<Arc<T>, E> {
         let target = match self.target(key) {
             Ok(target) => target,
             Err(error) => {
                 bypass(&self.cache, key.keyspace().profile().name(), &error);
-                return fetch.await.map(Into::into);
+                return fetch().await.map(Into::into);
             }
         };
-        // Direct fetches give a value or an error, so the entry of another keyspace that says "there is none" is
-        // the only way to an empty answer: then there is nothing to hand out, and the next one fetches.
-        let mut fetch = std::pin::pin!(async { fetch.await.map(|value| Some(value.into())) });
-        let value = read_through::read_through(&target, fetch.as_mut(), share).await?;
-        match value {
-            Some(value) => Ok(value),
-            None => {
-                fetch.await.map(|value: Option<Arc<T>>| value.unwrap_or_else(|| unreachable!("a fetch gives a value")))
-            }
+        if let Some(Some(value)) = target.lookup_near() {
+            return Ok(value);
         }
+        // Boxed with the fetch: that is some kilobytes of state, which a near hit does not need and the caller's
+        // future need not hold.
+        let past_near = Box::pin(async move {
+            let mut fetch = pin!(fetch());
+            let some = async { fetch.as_mut().await.map(|value| Some(value.into())) };
+            let value = read_through::read_through(&target, some, share).await?;
+            match value {
+                Some(value) => Ok(value),
+                // Cached by an annotated function that says "there is none" under this key. A direct fetch gives a
+                // value or an error; it was not run.
+                None => fetch.await.map(Into::into),
+            }
+        });
+        past_near.await
     }
 
     /// The values, in input order: from a tier, from other calls that are fetching them, or from one `fetch` of all

@@ -30,12 +30,10 @@ use proc_macro::TokenStream;
 /// ```
 /// use cache_core::cached;
 ///
-/// # #[derive(Clone, serde::Serialize, serde::Deserialize)]
-/// # pub struct Report;
 /// #[cached(ttl = "5m", key_prefix = "api")]
-/// async fn scan_results(target: &str) -> Result<Report, std::io::Error> {
+/// async fn scan_results(target: &str) -> Result<String, std::io::Error> {
 ///     // slow
-/// #   Ok(Report)
+/// #   Ok(format!("report on {target}"))
 /// }
 ///
 /// # async fn call() -> Result<(), std::io::Error> {

@@ -92,11 +92,12 @@ impl Expansion<'_> {
         }
     }
 
-    /// The future of the body, in a function that has all arguments.
+    /// What makes the future of the body, in a function that has all arguments. Not the future itself: a hit has no use
+    /// for its size.
     pub(super) fn fetch_call(&self, holder: &TokenStream) -> TokenStream {
         let turbofish = turbofish(&self.model.item.signature.generics);
         let names = self.model.roles.inputs.iter().map(|input| &input.name);
-        quote!(#holder::__fetch #turbofish(#(#names),*))
+        quote!(move || #holder::__fetch #turbofish(#(#names),*))
     }
 
     pub(super) fn key_inputs(&self) -> Vec<&Input> {
