@@ -75,6 +75,6 @@ cargo package --package cache-macros --package cache-core --all-features --allow
 
 step "examples and benches"
 cargo build --workspace --examples
-cargo bench --workspace --no-run
+cargo bench --package cache-benches --no-run
 
 step "all checks passed"

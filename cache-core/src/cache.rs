@@ -5,6 +5,7 @@ use std::{fmt, time::Duration};
 use crate::{
     clock::Clock,
     error::Error,
+    invalidate,
     options::Options,
     state::State,
     stats::Stats,
@@ -36,7 +37,16 @@ impl Cache {
     }
 
     pub(crate) fn from_state(state: State) -> Self {
-        Self { state: Arc::new(state) }
+        let state = Arc::new(state);
+        if let Some(remote) = &state.remote {
+            let weak = Arc::downgrade(&state);
+            remote.on_reconnect(move || {
+                if let Some(state) = weak.upgrade() {
+                    invalidate::reconnected(&state);
+                }
+            });
+        }
+        Self { state }
     }
 
     /// Counters since the cache was built. Cost: no round trip.

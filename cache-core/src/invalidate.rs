@@ -1,16 +1,26 @@
 //! Invalidation: of keys, patterns, keyspaces and tenants.
 //!
+//! Written to the journal, then sent by a task of its own, so that dropping the caller's future still invalidates.
 //! The near tier is bumped before the command is sent and again after the reply: a read of this process that was
 //! sent in between may have been answered with the old value.
 
+use std::time::Duration;
+
+use rand::RngExt as _;
+
 use crate::{
-    error::Error,
-    key::{FullKey, Prefix, keyspace_generation, pattern::Coverage, pattern::Glob, scope_generation},
+    error::{Error, ErrorKind},
+    journal::{Coverage, Record},
+    key::{FullKey, Prefix, keyspace_generation, pattern, pattern::Glob, scope_generation},
     notice::Notice,
     remote::{Budget, Remote},
     state::State,
-    sync::Arc,
+    sync::{Arc, Ordering},
 };
+
+/// Pauses between attempts to send what Redis has not heard, jittered, growing from one to the other.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What became of an invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +28,8 @@ use crate::{
 pub enum Invalidated {
     /// Done: no call that begins now gets an older value from Redis, and near tiers follow within three seconds.
     Applied,
-    /// Redis could not be reached. This process no longer serves the value from memory; Redis and other processes
-    /// may, until the entry's TTL ends. Invalidate again once Redis answers.
+    /// Redis could not be reached. This process serves the old value no more, and sends the invalidation again until
+    /// Redis has heard it or the process ends; until then Redis and other processes may serve the old value.
     Pending,
 }
 
@@ -33,55 +43,165 @@ impl Invalidated {
 
 /// Invalidates keys, in one round trip.
 pub(crate) async fn keys(state: &Arc<State>, keys: &[FullKey]) -> Invalidated {
-    let bump = || {
-        for key in keys {
-            state.near.stripes.bump(key.as_str());
-            state.near.remove(key.as_str());
-        }
-    };
-    bump();
-    let Some(remote) = remote(state).filter(|_| !keys.is_empty()) else { return Invalidated::Applied };
-    let sent = remote.invalidate(&mut budget(state), keys).await;
-    bump();
-    outcome(state, sent)
+    apply(state, keys.iter().map(|key| Coverage::Key(Box::new(key.clone()))).collect()).await
 }
 
 /// Invalidates a whole tenant, or all keys of no tenant, in one round trip.
 pub(crate) async fn scope(state: &Arc<State>, scope: &Prefix) -> Invalidated {
-    state.near.stripes.bump(scope);
-    let Some(remote) = remote(state) else { return Invalidated::Applied };
-    let sent = remote.invalidate_generation(&mut budget(state), &scope_generation(scope), Notice::Scope(scope)).await;
-    state.near.stripes.bump(scope);
-    outcome(state, sent)
+    apply(state, vec![Coverage::Scope(scope.to_string())]).await
 }
 
 /// Invalidates one keyspace of a tenant, in one round trip.
 pub(crate) async fn keyspace(state: &Arc<State>, scope: &Prefix, profile: &str) -> Invalidated {
-    let keyspace = format!("{scope}{profile}");
-    state.near.stripes.bump(&keyspace);
-    let Some(remote) = remote(state) else { return Invalidated::Applied };
-    let generation = keyspace_generation(&keyspace);
-    let sent = remote.invalidate_generation(&mut budget(state), &generation, Notice::Keyspace(&keyspace)).await;
-    state.near.stripes.bump(&keyspace);
-    outcome(state, sent)
+    apply(state, vec![Coverage::Keyspace(format!("{scope}{profile}"))]).await
 }
 
 /// Invalidates what a pattern covers.
-pub(crate) async fn pattern(state: &Arc<State>, scope: &Prefix, coverage: Coverage) -> Invalidated {
-    let glob = match coverage {
-        Coverage::Scope => return self::scope(state, scope).await,
-        Coverage::Keyspace(profile) => return keyspace(state, scope, &profile).await,
-        Coverage::Keys(glob) => glob,
-    };
-    let Some(remote) = remote(state) else {
-        bump_covered(state, scope, &glob);
+pub(crate) async fn pattern(state: &Arc<State>, scope: &Prefix, covers: pattern::Coverage) -> Invalidated {
+    match covers {
+        pattern::Coverage::Scope => self::scope(state, scope).await,
+        pattern::Coverage::Keyspace(profile) => keyspace(state, scope, &profile).await,
+        pattern::Coverage::Keys(glob) => apply(state, vec![Coverage::Pattern { scope: scope.to_string(), glob }]).await,
+    }
+}
+
+async fn apply(state: &Arc<State>, coverages: Vec<Coverage>) -> Invalidated {
+    coverages.iter().for_each(|coverage| bump(state, coverage));
+    if state.remote.is_none() || state.is_off() || coverages.is_empty() {
         return Invalidated::Applied;
+    }
+    let records = coverages.into_iter().map(|coverage| state.journal.record(coverage)).collect::<Vec<_>>();
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        let message = "an invalidation outside of a tokio runtime waits in the journal for a call from within one";
+        state.sink.report("invalidate", &Error::new(ErrorKind::Unavailable, message));
+        return Invalidated::Pending;
     };
-    // Which keys other processes hold is not known here, and copies are cheap to fetch again.
-    state.near.stripes.bump(scope);
-    let swept = remote.sweep(scope, &glob).await;
-    state.near.stripes.bump(scope);
-    outcome(state, swept.map(drop))
+    let sender = state.clone();
+    let sent = runtime.spawn(async move { send(&sender, &records).await });
+    match sent.await {
+        Ok(true) => Invalidated::Applied,
+        Ok(false) | Err(_) => Invalidated::Pending,
+    }
+}
+
+/// Invalidates as soon as Redis can be reached, without waiting for it.
+pub(crate) fn later(state: &Arc<State>, coverage: Coverage) {
+    bump(state, &coverage);
+    state.journal.record(coverage);
+    replay(state);
+}
+
+/// What follows a reconnect: the server may have lost what it acknowledged lately.
+pub(crate) fn reconnected(state: &Arc<State>) {
+    state.journal.doubt();
+    if state.journal.has_pending() {
+        replay(state);
+    }
+}
+
+/// Sends what was recorded; what fails is sent again in the background. Returns whether all of it was acknowledged.
+async fn send(state: &Arc<State>, records: &[Record]) -> bool {
+    let Some(remote) = &state.remote else { return true };
+    match send_once(state, remote, records).await {
+        Ok(()) => true,
+        Err(error) => {
+            state.sink.report("invalidate", &error);
+            replay(state);
+            false
+        }
+    }
+}
+
+/// Keys go in one round trip, everything else in its own.
+async fn send_once(state: &Arc<State>, remote: &Arc<Remote>, records: &[Record]) -> Result<(), Error> {
+    let budget = || Budget::new(state.options.op_timeout);
+    let done = |record: &Record| {
+        bump(state, &record.coverage);
+        state.journal.acknowledge(record);
+    };
+    let is_key = |record: &&Record| matches!(record.coverage, Coverage::Key(_));
+    let keys: Vec<FullKey> = records
+        .iter()
+        .filter_map(|record| if let Coverage::Key(key) = &record.coverage { Some((**key).clone()) } else { None })
+        .collect();
+    if !keys.is_empty() {
+        remote.invalidate(&mut budget(), &keys).await?;
+        records.iter().filter(is_key).for_each(done);
+    }
+    for record in records.iter().filter(|record| !is_key(record)) {
+        match &record.coverage {
+            Coverage::Keyspace(keyspace) => {
+                let (generation, notice) = (keyspace_generation(keyspace), Notice::Keyspace(keyspace));
+                remote.invalidate_generation(&mut budget(), &generation, notice).await?;
+            }
+            Coverage::Scope(scope) => {
+                let (generation, notice) = (scope_generation(scope), Notice::Scope(scope));
+                remote.invalidate_generation(&mut budget(), &generation, notice).await?;
+            }
+            Coverage::Pattern { scope, glob } => remote.sweep(scope, glob).await.map(drop)?,
+            Coverage::Key(_) => {}
+        }
+        done(record);
+    }
+    Ok(())
+}
+
+/// Sends again what the journal holds until Redis has heard all of it. One task at a time.
+fn replay(state: &Arc<State>) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    if state.replaying.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    let turn = Turn(Arc::downgrade(state));
+    runtime.spawn(async move {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+            tokio::time::sleep(jittered).await;
+            let Some(state) = turn.0.upgrade().filter(|state| !state.is_off()) else { return };
+            let Some(remote) = &state.remote else { return };
+            let pending = state.journal.pending();
+            if pending.is_empty() {
+                return;
+            }
+            match send_once(&state, remote, &pending).await {
+                Ok(()) => pause = FIRST_PAUSE,
+                Err(error) => {
+                    state.sink.report("replay", &error);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    });
+}
+
+/// The turn of the replaying task. Given back when it ends, also with its runtime; and if something was recorded while
+/// it was ending, the next one begins.
+struct Turn(std::sync::Weak<State>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(state) = self.0.upgrade() else { return };
+        state.replaying.store(false, Ordering::SeqCst);
+        if state.journal.has_pending() && !state.is_off() {
+            replay(&state);
+        }
+    }
+}
+
+/// Makes the near tier and running fetches forget what an invalidation covers.
+fn bump(state: &State, coverage: &Coverage) {
+    let stripes = &state.near.stripes;
+    match coverage {
+        Coverage::Key(key) => {
+            stripes.bump(key.as_str());
+            state.near.remove(key.as_str());
+        }
+        Coverage::Keyspace(name) | Coverage::Scope(name) => stripes.bump(name),
+        // Which keys other processes hold is not known here, and copies are cheap to fetch again.
+        Coverage::Pattern { scope, .. } if state.remote.is_some() => stripes.bump(scope),
+        Coverage::Pattern { scope, glob } => bump_covered(state, scope, glob),
+    }
 }
 
 /// Without Redis the near tier is the only one, so a pattern spares what it does not cover. Flights first: a fetch
@@ -95,23 +215,5 @@ fn bump_covered(state: &State, scope: &str, glob: &Glob) {
     for key in state.near.keys(covers) {
         state.near.stripes.bump(&key);
         state.near.remove(&key);
-    }
-}
-
-fn remote(state: &Arc<State>) -> Option<&Arc<Remote>> {
-    state.remote.as_ref().filter(|_| !state.is_off())
-}
-
-fn budget(state: &State) -> Budget {
-    Budget::new(state.options.op_timeout)
-}
-
-fn outcome(state: &State, sent: Result<(), Error>) -> Invalidated {
-    match sent {
-        Ok(()) => Invalidated::Applied,
-        Err(error) => {
-            state.sink.report("invalidate", &error);
-            Invalidated::Pending
-        }
     }
 }

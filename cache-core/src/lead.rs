@@ -37,7 +37,8 @@ pub(crate) enum Storage {
     Fill(Box<Release>),
     /// The near tier, which is the only one.
     Alone,
-    /// The near tier, for the short time that needs no confirmation: Redis is down, or holds a newer type.
+    /// The near tier, for the short time that needs no confirmation: Redis is down, holds a newer type, or has not
+    /// heard of an invalidation.
     Unconfirmed,
     /// Nothing: a write fence is up, or another process has fetched for too long.
     Nowhere,
@@ -50,7 +51,9 @@ pub(crate) async fn lead<T: CacheValue, E>(
     fetch: impl Future<Output = Result<Cached<T>, E>>,
 ) -> Result<Cached<T>, E> {
     let state = call.state;
-    let storage = match (&state.remote, call.newer) {
+    // What this process has invalidated without being heard, Redis may still hold: it is not asked.
+    let unconfirmed = call.newer || call.target.must_miss();
+    let storage = match (&state.remote, unconfirmed) {
         (None, _) => Storage::Alone,
         (Some(_), true) => Storage::Unconfirmed,
         (Some(remote), false) => match take_lease(&mut call, remote, &leader, state.options.lease).await {

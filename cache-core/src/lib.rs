@@ -19,15 +19,16 @@ mod options;
 mod near;
 mod single_flight;
 mod remote;
-// 3 what one call needs
+// 3 protocols, and what one call needs
+mod journal;
 mod nesting;
 mod share;
 mod shape;
 mod state;
 mod call;
 // 4 paths
-mod write;
 mod invalidate;
+mod write;
 mod lead;
 mod read_through;
 mod many;

@@ -47,7 +47,8 @@ async fn lookup<T: CacheValue>(
 ) -> (Vec<Looked<T>>, Option<Error>) {
     let near = |target: &Target<'_>| Looked { value: target.lookup_near(), seen: None, newer: false };
     let mut found: Vec<Looked<T>> = targets.iter().map(near).collect();
-    let missing: Vec<usize> = (0..targets.len()).filter(|at| found[*at].value.is_none()).collect();
+    let missing: Vec<usize> =
+        (0..targets.len()).filter(|at| found[*at].value.is_none() && !targets[*at].must_miss()).collect();
     let mut failed = None;
     if let Some(remote) = state.remote.as_ref().filter(|_| !missing.is_empty()) {
         let asked_at = state.clock.now();
@@ -145,7 +146,8 @@ async fn take_leases<'a, T: CacheValue, E>(
     values: &mut [Option<Cached<T>>],
 ) -> Vec<Led<'a, T, E>> {
     let leased = led.into_iter().map(|mut led| async move {
-        led.storage = match (&led.call.state.remote, led.call.newer) {
+        let unconfirmed = led.call.newer || led.call.target.must_miss();
+        led.storage = match (&led.call.state.remote, unconfirmed) {
             (None, _) => Storage::Alone,
             (Some(_), true) => Storage::Unconfirmed,
             (Some(remote), false) => match lead::take_lease(&mut led.call, remote, &led.leader, Duration::ZERO).await {

@@ -284,6 +284,7 @@ pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Duration>, Error> 
         return Ok(None);
     }
     match &state.remote {
+        Some(_) if target.must_miss() => Ok(None),
         Some(remote) => remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await,
         None => {
             let now = state.clock.now();

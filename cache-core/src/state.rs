@@ -9,6 +9,7 @@ use crate::{
         envelope::{self, Rejected},
     },
     error::{Error, ErrorKind},
+    journal::Journal,
     key::FullKey,
     keyspace::{Binding, Origin},
     near::{Cached, Entry, Near, Watch, erase},
@@ -39,6 +40,9 @@ pub(crate) struct State {
     pub(crate) remote: Option<Arc<Remote>>,
     pub(crate) stats: Registry,
     pub(crate) sink: Sink,
+    pub(crate) journal: Journal,
+    /// Whether a task is sending again what the journal holds.
+    pub(crate) replaying: AtomicBool,
     /// Closed or disabled: every call fetches.
     pub(crate) off: AtomicBool,
 }
@@ -52,6 +56,8 @@ impl State {
             flights: Flights::new(),
             stats: Registry::default(),
             sink: Sink::new(clock),
+            journal: Journal::new(clock),
+            replaying: AtomicBool::new(false),
             off: AtomicBool::new(off),
             options,
             clock,
@@ -108,6 +114,11 @@ impl Target<'_> {
     #[inline]
     pub(crate) fn lookup_near<T: CacheValue>(&self) -> Option<Cached<T>> {
         self.state.lookup_near(&self.key, &self.binding.origin)
+    }
+
+    /// Whether Redis may hold a value of this entry that this process has invalidated without being heard.
+    pub(crate) fn must_miss(&self) -> bool {
+        self.state.journal.must_miss(&self.key)
     }
 
     pub(crate) fn slot(&self) -> Slot {

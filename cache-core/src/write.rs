@@ -8,6 +8,8 @@ use crate::{
         envelope::{self, HEAD, Head, Stamp},
     },
     error::{Error, ErrorKind},
+    invalidate,
+    journal::Coverage,
     near::Cached,
     remote::{Budget, Lease, Remote},
     state::Target,
@@ -104,6 +106,8 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         Ok(false) => counters.refused.increment(),
         Err(error) => {
             counters.remote_errors.increment();
+            // Stored or not: the older value must not be read as if nothing had happened.
+            invalidate::later(state, Coverage::Key(Box::new(target.key.clone())));
             return Err(error);
         }
     }
@@ -118,6 +122,7 @@ pub(crate) async fn touch(target: &Target<'_>) -> Result<bool, Error> {
     }
     let Some(ttl) = target.fresh_ttl(false) else { return Ok(false) };
     match &state.remote {
+        Some(_) if target.must_miss() => Ok(false),
         // A near copy beside Redis keeps its shorter life.
         Some(remote) => remote.touch(&mut Budget::new(state.options.op_timeout), &target.key, ttl).await,
         None => {

@@ -24,14 +24,14 @@ pub mod api {
     #[must_use]
     #[cached(ttl = "5m", jitter = "10%", negative_ttl = 5, version = 2)]
     #[expect(clippy::too_many_arguments, reason = "for the function, and for what is generated from it")]
-    pub async fn many(a: u8, b: u8, c: u8, d: u8, e: u8, f: u8, g: u8, h: u8) -> Option<u8> {
-        a.checked_add(b + c + d + e + f + g + h)
+    pub async fn many(one: u8, two: u8, three: u8, four: u8, five: u8, six: u8, seven: u8, eight: u8) -> Option<u8> {
+        one.checked_add(two + three + four + five + six + seven + eight)
     }
 
     /// As many as clippy allows, so that no generated function may have more.
     #[cached(ttl = 1)]
-    pub async fn seven(a: u8, b: u8, c: u8, d: u8, e: u8, f: u8, g: u8) -> u8 {
-        a + b + c + d + e + f + g
+    pub async fn seven(one: u8, two: u8, three: u8, four: u8, five: u8, six: u8, seven: u8) -> u8 {
+        one + two + three + four + five + six + seven
     }
 
     /// Not there.
@@ -221,6 +221,12 @@ mod patterns {
     }
 
     #[cached(ttl = 1)]
+    #[expect(non_snake_case, reason = "the companions repeat the name")]
+    pub(crate) async fn camel(userId: u8) -> u8 {
+        userId
+    }
+
+    #[cached(ttl = 1)]
     pub(crate) async fn underscored(_a: u8, tenant_id: &str) -> u8 {
         1
     }
@@ -334,6 +340,7 @@ fn assert_send<F: Future + Send>(future: F) -> F {
 
 #[tokio::test]
 async fn public_functions_work() {
+    let _ = cache();
     assert_eq!(api::documented("a").await, "a");
     assert_eq!(assert_send(api::documented("a")).await, "a");
     assert_eq!(api::documented::peek("a").await.as_deref(), Some("a"));
@@ -345,6 +352,7 @@ async fn public_functions_work() {
 
 #[tokio::test]
 async fn shadowed_names_do_not_reach_the_expansion() {
+    let _ = cache();
     shadowed::use_them(1_u8);
     assert_eq!(shadowed::results(1, 2).await.0, 3);
     assert_eq!(shadowed::options(1, 2, 3).await.0, 6);
@@ -357,6 +365,7 @@ async fn shadowed_names_do_not_reach_the_expansion() {
 
 #[tokio::test]
 async fn generics_are_replicated() {
+    let _ = cache();
     assert_eq!(generic::one(5_u8).await, 5);
     assert_eq!(generic::one(String::from("x")).await, "x");
     assert_eq!(generic::one::peek(5_u8).await, Some(5));
@@ -383,14 +392,23 @@ async fn a_generic_cache_is_an_argument_like_any_other() {
     assert_eq!(generic::any_cache(&cache, 1).await, 1);
 }
 
+/// A cache of this process alone, which is also the default one, whatever the environment says.
 fn cache() -> cache_core::Cache {
-    cache_core::Cache::in_memory()
+    static CACHE: std::sync::OnceLock<cache_core::Cache> = std::sync::OnceLock::new();
+    let install = || {
+        let cache = cache_core::Cache::in_memory();
+        cache.install().expect("no annotated function ran before");
+        cache
+    };
+    CACHE.get_or_init(install).clone()
 }
 
 #[tokio::test]
 async fn patterns_are_seen_by_the_body_alone() {
+    let _ = cache();
     assert_eq!(patterns::taken_apart((1, 2), 3, 4, 5).await, 12);
     assert_eq!(patterns::taken_apart::peek((1, 2), 3, 4, 5).await, Some(12));
+    assert_eq!(patterns::camel(1).await, 1);
     assert_eq!(patterns::underscored(1, "acme").await, 1);
     let user = patterns::User { id: 7, org: patterns::Org(String::from("acme")) };
     let mut log = Vec::new();
@@ -408,6 +426,7 @@ async fn patterns_are_seen_by_the_body_alone() {
 
 #[tokio::test]
 async fn bodies_keep_their_control_flow_and_exist_once() {
+    let _ = cache();
     assert_eq!(bodies::flow("").await, Ok(0));
     assert_eq!(bodies::flow("7").await, Ok(7));
     assert!(bodies::flow("x").await.is_err());
@@ -418,6 +437,7 @@ async fn bodies_keep_their_control_flow_and_exist_once() {
 
 #[tokio::test]
 async fn companions_have_the_wanted_name_or_none() {
+    let _ = cache();
     assert_eq!(named::load().await, 1);
     assert_eq!(named::LoadCache::peek().await, Some(1));
     assert_eq!(named::bare().await, 2);
@@ -428,6 +448,7 @@ async fn companions_have_the_wanted_name_or_none() {
 
 #[tokio::test]
 async fn functions_inside_functions_have_companions_and_keys_of_their_own() {
+    let _ = cache();
     async fn first() -> u8 {
         #[cache_core::cached(ttl = 60)]
         async fn inner(n: u8) -> u8 {

@@ -9,10 +9,10 @@ use syn::{Attribute, Meta};
 pub(crate) struct Attributes {
     /// All of them: on the function that callers see.
     pub(crate) outer: Vec<TokenStream>,
-    /// Lint levels: on the function that has the body.
-    pub(crate) fetch: Vec<TokenStream>,
+    /// Lint levels: on the body and the companions, which repeat the signature.
+    pub(crate) lints: Vec<TokenStream>,
     /// `cfg`: on the companions, which exist when the function does.
-    pub(crate) companions: Vec<TokenStream>,
+    pub(crate) cfg: Vec<TokenStream>,
 }
 
 impl Attributes {
@@ -25,9 +25,9 @@ impl Attributes {
                 false => attribute.to_token_stream(),
             };
             if is_lint_level(attribute) {
-                shared.fetch.push(tokens.clone());
+                shared.lints.push(tokens.clone());
             } else if attribute.path().is_ident("cfg") {
-                shared.companions.push(tokens.clone());
+                shared.cfg.push(tokens.clone());
             }
             shared.outer.push(tokens);
         }
@@ -75,7 +75,7 @@ mod tests {
             part.iter().map(|tokens| tokens.to_string().replace(' ', "")).collect()
         };
         assert_eq!(shared.outer.len(), 5);
-        assert_eq!(texts(&shared.companions), ["#[cfg(unix)]"]);
-        assert_eq!(texts(&shared.fetch), ["#[allow(clippy::all,reason=\"r\")]", "#[warn(dead_code)]"]);
+        assert_eq!(texts(&shared.cfg), ["#[cfg(unix)]"]);
+        assert_eq!(texts(&shared.lints), ["#[allow(clippy::all,reason=\"r\")]", "#[warn(dead_code)]"]);
     }
 }

@@ -64,7 +64,7 @@ pub(crate) const fn is_profile(name: &str) -> bool {
 }
 
 /// A whole key as the server sees it, on the stack.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FullKey {
     text: ArrayString<MAX_KEY>,
     /// Where the tenant's prefix ends.

@@ -15,7 +15,7 @@ pub(crate) enum Coverage {
 }
 
 /// A pattern relative to the tenant's prefix, in the key alphabet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Glob(String);
 
 /// Reads a pattern: `:` separates segments, `*` stands for any text, and everything else for itself, percent-encoded

@@ -145,6 +145,11 @@ impl Remote {
         }
     }
 
+    /// Sets what is done when connections are made anew. Once.
+    pub(crate) fn on_reconnect(&self, hook: impl Fn() + Send + Sync + 'static) {
+        self.pool.on_reconnect(hook);
+    }
+
     pub(crate) fn server_now_ms(&self) -> u64 {
         self.server_clock.now_ms()
     }

@@ -17,7 +17,7 @@ use crate::{
     clock::ServerClock,
     error::{Error, ErrorKind},
     options::PoolOptions,
-    sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering},
+    sync::{Arc, AtomicBool, AtomicU64, Mutex, OnceLock, Ordering},
 };
 
 #[derive(Debug)]
@@ -26,6 +26,16 @@ pub(crate) struct Pool {
     options: PoolOptions,
     generations: AtomicU64,
     current: Mutex<Option<Generation>>,
+    on_reconnect: OnceLock<Hook>,
+}
+
+/// Called before the first command on new connections.
+struct Hook(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 /// A pool from its first connection until one of them fails or its runtime ends.
@@ -57,7 +67,18 @@ impl Pool {
             .set_response_timeout(None);
         let trouble = Arc::new(Trouble::default());
         let manager = Manager { client, config, scripts, server_clock, trouble };
-        Self { manager, options, generations: AtomicU64::new(0), current: Mutex::new(None) }
+        Self {
+            manager,
+            options,
+            generations: AtomicU64::new(0),
+            current: Mutex::new(None),
+            on_reconnect: OnceLock::new(),
+        }
+    }
+
+    /// Sets what is done when connections are made anew. Once.
+    pub(crate) fn on_reconnect(&self, hook: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_reconnect.set(Hook(Box::new(hook)));
     }
 
     /// A connection that was not seen failing. Waits for one to be made; the caller sets the deadline.
@@ -117,6 +138,12 @@ impl Pool {
         let number = self.generations.fetch_add(1, Ordering::Relaxed);
         let generation = Generation { number, pool, carried };
         *current = Some(generation.clone());
+        drop(current);
+        if number > 0
+            && let Some(Hook(hook)) = self.on_reconnect.get()
+        {
+            hook();
+        }
         Ok(generation)
     }
 

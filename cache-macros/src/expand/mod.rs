@@ -11,7 +11,7 @@
 //! Only paths below cache-core and `::core` are used. Generated locals are hygienic (`mixed_site`), so the expressions of
 //! the user cannot see them. Where a compiler error is likely, the span is the user's type.
 
-use proc_macro2::{Ident, Span, TokenStream};
+use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
@@ -79,16 +79,17 @@ impl<'a> Expansion<'a> {
         let (shape, call) = (self.shape(&holder), self.call(&holder));
         let fetch = self.fetch_call(&holder);
         let allowance = self.underscore_allowance();
-        let body = quote_spanned! {Span::mixed_site()=>
-            {
-                let shape = #shape;
-                #call
-                if let ::core::option::Option::Some(hit) = call.near::<#output, _>(shape) {
-                    return hit;
-                }
-                call.run::<#output, _, _>(shape, #fetch).await
+        let statements = quote_spanned! {Span::mixed_site()=>
+            let shape = #shape;
+            #call
+            if let ::core::option::Option::Some(hit) = call.near::<#output, _>(shape) {
+                return hit;
             }
+            call.run::<#output, _, _>(shape, #fetch).await
         };
+        // With the user's braces it is the user's function, to which lints such as `dead_code` and `missing_docs` apply.
+        let mut body = Group::new(Delimiter::Brace, statements);
+        body.set_span(item.body.span());
         quote!(#(#attributes)* #allowance #visibility #signature #body)
     }
 
@@ -96,7 +97,7 @@ impl<'a> Expansion<'a> {
     fn holder(&self) -> TokenStream {
         let Self { attributes, holder, visibility, .. } = self;
         let name = self.model.item.signature.ident.unraw();
-        let cfg = &attributes.companions;
+        let (cfg, lints) = (&attributes.cfg, &attributes.lints);
         let (hidden, companions) = match self.model.companions {
             Companions::None => (Some(quote!(#[doc(hidden)])), None),
             _ => (None, Some(companions::expand(self))),
@@ -111,6 +112,7 @@ impl<'a> Expansion<'a> {
             #visibility struct #holder {}
 
             #(#cfg)*
+            #(#lints)*
             impl #holder {
                 #profile
                 #site
@@ -124,7 +126,6 @@ impl<'a> Expansion<'a> {
 
     /// `__fetch`: the body, in a function whose signature is the user's, so that the compiler speaks of that one.
     fn fetch(&self) -> TokenStream {
-        let attributes = &self.attributes.fetch;
         let mut signature = self.model.item.signature.clone();
         signature.ident = Ident::new("__fetch", generated(signature.ident.span()));
         // `async` is what the attribute asks for, so a body without `.await` is no mistake.
@@ -132,7 +133,7 @@ impl<'a> Expansion<'a> {
         let inputs = self.model.roles.inputs.iter();
         signature.inputs = inputs.map(declared_argument).collect();
         let body = &self.model.item.body;
-        quote!(#(#attributes)* #signature #body)
+        quote!(#signature #body)
     }
 
     /// What clippy would say of generated functions on account of the user's signature.
@@ -182,8 +183,8 @@ fn generated(span: Span) -> Span {
 
 fn respanned(tokens: TokenStream) -> TokenStream {
     let tokens = tokens.into_iter().map(|mut token| {
-        if let proc_macro2::TokenTree::Group(group) = &token {
-            token = proc_macro2::Group::new(group.delimiter(), respanned(group.stream())).into();
+        if let TokenTree::Group(group) = &token {
+            token = Group::new(group.delimiter(), respanned(group.stream())).into();
         }
         token.set_span(generated(token.span()));
         token
