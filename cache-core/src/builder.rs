@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{
+    backplane,
     cache::Cache,
     clock::Clock,
     codec::Codec,
@@ -179,6 +180,7 @@ impl Builder {
             }
             cache.state.sink.report("connect", &error);
         }
+        backplane::ensure(&cache.state);
         Ok(cache)
     }
 }

@@ -13,6 +13,18 @@ use crate::sync::{AtomicU64, Ordering};
 pub(crate) struct Instant(u64);
 
 impl Instant {
+    /// Later than any other.
+    pub(crate) const MAX: Self = Self(u64::MAX);
+
+    /// As a number that sorts like the instant, for an atomic.
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     pub(crate) fn saturating_add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(ticks(duration)))
     }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use rand::RngExt as _;
+use tokio::sync::futures::Notified;
 
 use crate::{
     call::Call,
@@ -30,6 +31,8 @@ use crate::{
 /// How often a waiting process looks again without a backplane to wake it: jittered, growing from one to the other.
 const FIRST_POLL: Duration = Duration::from_millis(4);
 const LONGEST_POLL: Duration = Duration::from_millis(40);
+/// How often a call that waits for the backplane's word looks whether there still is a link.
+const LINK_CHECK: Duration = Duration::from_millis(200);
 
 /// What is to become of the fetched value.
 pub(crate) enum Storage {
@@ -111,8 +114,12 @@ pub(crate) async fn take_lease<T: CacheValue, E>(
     let period = call.state.options.lease;
     let ttl = call.target.fresh_ttl(false).unwrap_or(period);
     let mut lease = Lease::new(&call.target.key, rand::random());
+    let waiter = call.state.waiters.register(call.target.key.as_str());
     let (mut waited, mut pause) = (Duration::ZERO, FIRST_POLL);
     loop {
+        // Before the lease is asked for: a release right after the answer is then not missed.
+        let mut released = pin!(waiter.released());
+        released.as_mut().enable();
         let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
         leader.polled(asked_at);
         let sent = leader.sending();
@@ -139,14 +146,40 @@ pub(crate) async fn take_lease<T: CacheValue, E>(
                 }
                 let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
                 let turn = jittered.min(left).max(Duration::from_millis(1));
-                sleep(turn).await;
-                waited += turn;
                 pause = (pause * 5 / 4).min(LONGEST_POLL);
+                let begun = call.state.clock.now();
+                wait_for_release(call, leader, released, turn, left).await;
+                waited += call.state.clock.now().since(begun).max(Duration::from_millis(1));
             }
             Err(error) => {
                 call.state.remote_failed("lease", call.counters, &error);
                 return Taking::Storage(Storage::Unconfirmed);
             }
+        }
+    }
+}
+
+/// Waits until the lease of another process ends: until the backplane says so or its period is over, or, while there
+/// is no link, for one `turn`.
+async fn wait_for_release<T, E>(
+    call: &Call<'_, T, E>,
+    leader: &Leader<'_>,
+    mut released: Pin<&mut Notified<'_>>,
+    turn: Duration,
+    mut left: Duration,
+) {
+    let is_linked = || call.state.near.is_linked(call.state.clock.now());
+    loop {
+        let slice = if is_linked() { LINK_CHECK.min(left) } else { turn };
+        tokio::select! {
+            biased;
+            () = released.as_mut() => return,
+            () = sleep(slice) => {}
+        }
+        leader.polled(call.state.clock.now());
+        left = left.saturating_sub(slice);
+        if left.is_zero() || !is_linked() {
+            return;
         }
     }
 }
@@ -264,7 +297,7 @@ async fn fill<T: CacheValue, E>(
     match write::fill(&release.remote, &mut call.budget, release.op_timeout, lease, encoded).await {
         Ok(true) => {
             call.counters.stored.increment();
-            call.target.keep_beside_redis(value, ttl, asked_at, begun.watch, call.slot, len);
+            call.target.keep_confirmed(value, ttl, asked_at, begun.watch, call.slot, len);
             Some(sent)
         }
         Ok(false) => {
@@ -305,7 +338,7 @@ fn store_alone<T: CacheValue, E>(
 fn keep_unconfirmed<T: CacheValue, E>(call: &Call<'_, T, E>, value: &Cached<T>, ttl: Duration, begun: &Asked) {
     let Ok(len) = value.as_deref().map_or(Ok(0), encoded_len) else { return };
     if call.target.check_len(len).is_ok() {
-        call.target.keep_beside_redis(value, ttl, begun.asked_at, begun.watch, call.slot, len);
+        call.target.keep_unconfirmed(value, ttl, begun.asked_at, begun.watch, call.slot, len);
     }
 }
 

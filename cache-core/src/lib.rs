@@ -24,7 +24,9 @@ mod journal;
 mod nesting;
 mod share;
 mod shape;
+mod waiters;
 mod state;
+mod backplane;
 mod call;
 // 4 paths
 mod invalidate;

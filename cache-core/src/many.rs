@@ -8,6 +8,7 @@ use std::{collections::HashMap, future::Future, pin::pin, time::Duration};
 use futures_util::future::join_all;
 
 use crate::{
+    backplane,
     call::Call,
     codec::CacheValue,
     error::Error,
@@ -51,6 +52,7 @@ async fn lookup<T: CacheValue>(
         (0..targets.len()).filter(|at| found[*at].value.is_none() && !targets[*at].must_miss()).collect();
     let mut failed = None;
     if let Some(remote) = state.remote.as_ref().filter(|_| !missing.is_empty()) {
+        backplane::ensure(state);
         let asked_at = state.clock.now();
         let watches: Vec<_> = missing.iter().map(|at| targets[*at].watch()).collect();
         let keys: Vec<_> = missing.iter().map(|at| targets[*at].key.clone()).collect();

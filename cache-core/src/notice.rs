@@ -13,7 +13,20 @@ pub(crate) enum Notice<'a> {
     Released(&'a str),
 }
 
-impl Notice<'_> {
+impl<'a> Notice<'a> {
+    /// Reads a message; `None` for one of a newer version.
+    pub(crate) fn read(message: &'a [u8]) -> Option<Self> {
+        let (letter, name) = message.split_first()?;
+        let name = std::str::from_utf8(name).ok()?;
+        match letter {
+            b'k' => Some(Self::Key(name)),
+            b's' => Some(Self::Keyspace(name)),
+            b't' => Some(Self::Scope(name)),
+            b'r' => Some(Self::Released(name)),
+            _ => None,
+        }
+    }
+
     /// The message as it is published: a letter and a name.
     pub(crate) fn to_bytes(self) -> Vec<u8> {
         let (letter, name) = match self {
@@ -29,7 +42,27 @@ impl Notice<'_> {
     }
 }
 
+/// The channel of one cache alone, in which its link hears itself; and the name of its sentinel.
+pub(crate) fn own_channel(root: &str, id: u64) -> String {
+    format!("{root}:~n:{id:016x}")
+}
+
 /// The channel of all caches under one root.
 pub(crate) fn channel(root: &str) -> String {
     format!("{root}:~n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_is_read_as_it_was_written() {
+        for notice in [Notice::Key("a"), Notice::Keyspace("b"), Notice::Scope("c"), Notice::Released("d")] {
+            assert_eq!(Notice::read(&notice.to_bytes()), Some(notice));
+        }
+        for other in [&b""[..], b"z", b"\xff\xff", b"k\xff"] {
+            assert_eq!(Notice::read(other), None);
+        }
+    }
 }

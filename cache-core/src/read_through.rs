@@ -8,6 +8,7 @@
 use std::future::Future;
 
 use crate::{
+    backplane,
     call::Call,
     clock::sleep,
     codec::CacheValue,
@@ -88,6 +89,7 @@ pub(crate) async fn peek<T: CacheValue>(target: &Target<'_>) -> Result<Option<Ca
     let slot = target.slot();
     let counters = state.stats.counters(slot);
     if let Some(remote) = state.remote.as_ref().filter(|_| !target.must_miss()) {
+        backplane::ensure(state);
         let (asked_at, watch) = (state.clock.now(), target.watch());
         let read = remote.read(&mut Budget::new(state.options.op_timeout), &target.key).await;
         let read = read.inspect_err(|_| counters.remote_errors.increment())?;
@@ -109,6 +111,7 @@ enum Step<'a, T, E> {
 
 impl<'a, T: CacheValue, E> Call<'a, T, E> {
     async fn lookup_remote(&mut self) -> Option<Cached<T>> {
+        backplane::ensure(self.state);
         let remote = self.state.remote.as_ref().filter(|_| !self.target.must_miss())?;
         let (asked_at, watch) = (self.state.clock.now(), self.target.watch());
         match remote.read(&mut self.budget, &self.target.key).await {

@@ -20,11 +20,12 @@ use crate::{
     stats::{Counters, Registry, Slot},
     sync::{Arc, AtomicBool, AtomicU64, Ordering},
     ttl::{TtlProfile, jitter::jittered},
+    waiters::Waiters,
 };
 
-/// How long a copy may be served beside Redis without word from the backplane. A little under the three seconds
+/// How long a copy may be served beside Redis without word from the backplane, and how far its word carries. A little under the three seconds
 /// promised: the coarse clock is up to 10 ms late.
-const UNCONFIRMED: Duration = Duration::from_millis(2_950);
+pub(crate) const UNCONFIRMED: Duration = Duration::from_millis(2_950);
 /// The life of a near copy beside Redis where its profile names none.
 const NEAR_TTL: Duration = Duration::from_secs(30);
 
@@ -43,6 +44,10 @@ pub(crate) struct State {
     pub(crate) journal: Journal,
     /// Whether a task is sending again what the journal holds.
     pub(crate) replaying: AtomicBool,
+    /// Calls that wait for the lease of another process.
+    pub(crate) waiters: Waiters,
+    /// Whether a task holds the link to the backplane.
+    pub(crate) linking: AtomicBool,
     /// Closed or disabled: every call fetches.
     pub(crate) off: AtomicBool,
 }
@@ -58,6 +63,8 @@ impl State {
             sink: Sink::new(clock),
             journal: Journal::new(clock),
             replaying: AtomicBool::new(false),
+            waiters: Waiters::default(),
+            linking: AtomicBool::new(false),
             off: AtomicBool::new(off),
             options,
             clock,
@@ -174,13 +181,13 @@ impl Target<'_> {
         let server_now = self.state.remote.as_ref().map_or(0, |remote| remote.server_now_ms());
         // An entry whose age cannot be told is served, and not kept: a near copy must not outlive it.
         if let Some(left) = opened.stamp.remaining(server_now) {
-            self.keep_beside_redis(&value, left, asked_at, watch, slot, opened.payload.len());
+            self.keep_confirmed(&value, left, asked_at, watch, slot, opened.payload.len());
         }
         Verdict::Hit(value)
     }
 
-    /// Keeps a copy of what Redis holds, or would hold if it could be reached.
-    pub(crate) fn keep_beside_redis<T: CacheValue>(
+    /// Keeps a copy of what a command accepted that was sent at `asked_at`.
+    pub(crate) fn keep_confirmed<T: CacheValue>(
         &self,
         value: &Cached<T>,
         left: Duration,
@@ -190,9 +197,23 @@ impl Target<'_> {
         len: usize,
     ) {
         let near_ttl = self.profile.near_ttl().unwrap_or(NEAR_TTL).min(left);
-        let now = self.state.clock.now();
-        let expires = now.saturating_add(near_ttl).min(asked_at.saturating_add(UNCONFIRMED));
-        self.keep(value, expires, watch, slot, len);
+        let expires = self.state.clock.now().saturating_add(near_ttl);
+        self.keep(value, [expires, asked_at.saturating_add(UNCONFIRMED)], watch, slot, len);
+    }
+
+    /// Keeps a value that no command accepted and whose fetch began at `asked_at`: no longer than is safe without
+    /// word from anyone.
+    pub(crate) fn keep_unconfirmed<T: CacheValue>(
+        &self,
+        value: &Cached<T>,
+        ttl: Duration,
+        asked_at: Instant,
+        watch: Watch,
+        slot: Slot,
+        len: usize,
+    ) {
+        let near_ttl = self.profile.near_ttl().unwrap_or(NEAR_TTL).min(ttl).min(UNCONFIRMED);
+        self.keep(value, [asked_at.saturating_add(near_ttl), Instant::MAX], watch, slot, len);
     }
 
     /// Keeps a value in a cache that has no remote tier. `Err` when its size cannot be told or is too large.
@@ -205,16 +226,18 @@ impl Target<'_> {
     ) -> Result<(), Error> {
         let len = value.as_deref().map_or(Ok(0), encoded_len)?;
         self.check_len(len)?;
-        self.keep(value, self.state.clock.now().saturating_add(ttl), watch, slot, len);
+        self.keep(value, [self.state.clock.now().saturating_add(ttl), Instant::MAX], watch, slot, len);
         Ok(())
     }
 
-    fn keep<T: CacheValue>(&self, value: &Cached<T>, expires: Instant, watch: Watch, slot: Slot, len: usize) {
+    /// `until`: the end of its life, and until when it needs nobody to vouch for it.
+    fn keep<T: CacheValue>(&self, value: &Cached<T>, until: [Instant; 2], watch: Watch, slot: Slot, len: usize) {
         if self.state.options.near_bytes == 0 {
             return;
         }
         let origin = self.binding.origin;
-        let entry = Entry { value: erase(value), origin, watch, expires, slot, weight: 0 };
+        let entry =
+            Entry { value: erase(value), origin, watch, expires: until[0], sure_until: until[1], slot, weight: 0 };
         self.state.near.insert(self.key.as_str(), entry, len);
     }
 

@@ -334,7 +334,7 @@ mod made {
     cached_number!(number, owner: &str, 5);
 }
 
-fn assert_send<F: Future + Send>(future: F) -> F {
+const fn assert_send<F: Future + Send>(future: F) -> F {
     future
 }
 
@@ -448,7 +448,6 @@ async fn companions_have_the_wanted_name_or_none() {
 
 #[tokio::test]
 async fn functions_inside_functions_have_companions_and_keys_of_their_own() {
-    let _ = cache();
     async fn first() -> u8 {
         #[cache_core::cached(ttl = 60)]
         async fn inner(n: u8) -> u8 {
@@ -465,5 +464,6 @@ async fn functions_inside_functions_have_companions_and_keys_of_their_own() {
         }
         inner(1).await
     }
+    let _ = cache();
     assert_eq!((first().await, second().await), (2, 3));
 }

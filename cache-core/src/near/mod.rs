@@ -11,7 +11,12 @@ use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
 use rapidhash::fast::RandomState;
 
 pub(crate) use self::stripes::{Stripes, Watch};
-use crate::{clock::Instant, keyspace::Origin, stats::Slot, sync::Arc};
+use crate::{
+    clock::Instant,
+    keyspace::Origin,
+    stats::Slot,
+    sync::{Arc, AtomicU64, Ordering},
+};
 
 /// Estimated bytes of an entry beside its key and value: the map's slot, the entry and two allocations.
 const OVERHEAD: usize = 160;
@@ -19,6 +24,8 @@ const OVERHEAD: usize = 160;
 pub(crate) struct Near {
     entries: Cache<Box<str>, Entry, Weight, RandomState>,
     pub(crate) stripes: Stripes,
+    /// Until when the backplane vouches for what Redis has confirmed: bits of an instant.
+    linked_until: AtomicU64,
 }
 
 /// A value of any type, or the knowledge that there is none.
@@ -53,6 +60,8 @@ pub(crate) struct Entry {
     pub(crate) origin: Origin,
     pub(crate) watch: Watch,
     pub(crate) expires: Instant,
+    /// Until when the entry is served without the backplane vouching for it.
+    pub(crate) sure_until: Instant,
     pub(crate) slot: Slot,
     pub(crate) weight: u32,
 }
@@ -81,7 +90,7 @@ impl Near {
             .build()
             .unwrap_or_else(|_| unreachable!("both capacities are set"));
         let entries = Cache::with_options(options, Weight, RandomState::new(), Default::default());
-        Self { entries, stripes: Stripes::new() }
+        Self { entries, stripes: Stripes::new(), linked_until: AtomicU64::new(0) }
     }
 
     /// The value under `key`, if it is of this type and function, alive, and not invalidated.
@@ -93,7 +102,7 @@ impl Near {
         now: Instant,
     ) -> Option<(Cached<T>, Slot)> {
         let entry = self.entries.get(key)?;
-        if entry.origin != *origin || now >= entry.expires || !self.stripes.unchanged(&entry.watch) {
+        if entry.origin != *origin || !self.is_alive(&entry, now) {
             return None;
         }
         Some((unerase(entry.value)?, entry.slot))
@@ -102,8 +111,29 @@ impl Near {
     /// The end of the life of the entry under `key`, if [`get`](Self::get) would return it.
     pub(crate) fn expiry(&self, key: &str, origin: &Origin, now: Instant) -> Option<Instant> {
         let entry = self.entries.peek(key)?;
-        let alive = entry.origin == *origin && now < entry.expires && self.stripes.unchanged(&entry.watch);
+        let alive = entry.origin == *origin && self.is_alive(&entry, now);
         alive.then_some(entry.expires)
+    }
+
+    #[inline]
+    fn is_alive(&self, entry: &Entry, now: Instant) -> bool {
+        now < entry.expires && (now < entry.sure_until || self.is_linked(now)) && self.stripes.unchanged(&entry.watch)
+    }
+
+    /// Whether the backplane vouches now.
+    #[inline]
+    pub(crate) fn is_linked(&self, now: Instant) -> bool {
+        now < Instant::from_bits(self.linked_until.load(Ordering::SeqCst))
+    }
+
+    /// Lets the backplane vouch until then.
+    pub(crate) fn link(&self, until: Instant) {
+        self.linked_until.store(until.to_bits(), Ordering::SeqCst);
+    }
+
+    /// The backplane vouches no more.
+    pub(crate) fn unlink(&self) {
+        self.linked_until.store(0, Ordering::SeqCst);
     }
 
     /// Keeps an entry. Its watch was taken before the value was asked for; if something came in between, or comes
@@ -167,6 +197,7 @@ mod tests {
                 origin: Origin::none(),
                 watch,
                 expires: now.saturating_add(ttl),
+                sure_until: Instant::MAX,
                 slot: crate::stats::Registry::default().slot("p"),
                 weight: 0,
             };
@@ -198,8 +229,47 @@ mod tests {
         near.stripes.bump("space");
         let slot = crate::stats::Registry::default().slot("p");
         let expires = now.saturating_add(Duration::from_secs(1));
-        near.insert("k", Entry { value: Arc::new(7_u64), origin: Origin::none(), watch, expires, slot, weight: 0 }, 8);
+        near.insert(
+            "k",
+            Entry {
+                value: Arc::new(7_u64),
+                origin: Origin::none(),
+                watch,
+                expires,
+                sure_until: Instant::MAX,
+                slot,
+                weight: 0,
+            },
+            8,
+        );
         assert!(near.get::<u64>("k", &Origin::none(), now).is_none());
+    }
+
+    #[test]
+    fn an_entry_that_is_not_sure_is_served_only_while_linked() {
+        let (near, now, _) = fixture();
+        let later = |ms| now.saturating_add(Duration::from_millis(ms));
+        let watch = near.stripes.watch(["k", "space", "tenant"]);
+        let slot = crate::stats::Registry::default().slot("p");
+        let value = Arc::new(7_u64);
+        let entry = Entry {
+            value,
+            origin: Origin::none(),
+            watch,
+            expires: later(9_000),
+            sure_until: later(3_000),
+            slot,
+            weight: 0,
+        };
+        near.insert("k", entry, 8);
+        let served = |ms| near.get::<u64>("k", &Origin::none(), later(ms)).is_some();
+        assert!(served(2_999) && !served(3_000));
+        near.link(later(6_000));
+        assert!(served(5_999) && !served(6_000));
+        near.link(later(60_000));
+        assert!(served(8_999) && !served(9_000));
+        near.unlink();
+        assert!(!served(3_000));
     }
 
     #[test]

@@ -16,6 +16,8 @@ const STRIPES: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Stripes {
     counter: AtomicU64,
+    /// The counter when everything was bumped last.
+    everything: AtomicU64,
     bumped: Box<[AtomicU64]>,
     hasher: RandomState,
 }
@@ -31,6 +33,7 @@ impl Stripes {
     pub(crate) fn new() -> Self {
         Self {
             counter: AtomicU64::new(1),
+            everything: AtomicU64::new(0),
             bumped: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
         }
@@ -45,7 +48,11 @@ impl Stripes {
     /// Whether nothing watched was invalidated since.
     #[inline]
     pub(crate) fn unchanged(&self, watch: &Watch) -> bool {
-        watch.stripes.iter().all(|stripe| self.bumped[usize::from(*stripe)].load(Ordering::SeqCst) <= watch.snapshot)
+        self.everything.load(Ordering::SeqCst) <= watch.snapshot
+            && watch
+                .stripes
+                .iter()
+                .all(|stripe| self.bumped[usize::from(*stripe)].load(Ordering::SeqCst) <= watch.snapshot)
     }
 
     /// Invalidates everything that watches `name`: a key, or the prefix of a keyspace or tenant.
@@ -56,6 +63,12 @@ impl Stripes {
     pub(crate) fn bump(&self, name: &str) {
         let now = self.counter.fetch_add(1, Ordering::SeqCst) + 1;
         self.bumped[usize::from(self.stripe(name))].fetch_max(now, Ordering::SeqCst);
+    }
+
+    /// Invalidates whatever is watched.
+    pub(crate) fn bump_everything(&self) {
+        let now = self.counter.fetch_add(1, Ordering::SeqCst) + 1;
+        self.everything.fetch_max(now, Ordering::SeqCst);
     }
 
     fn stripe(&self, name: &str) -> u16 {
@@ -79,6 +92,15 @@ mod tests {
             stripes.bump(name);
             assert!(!stripes.unchanged(&watch), "{name}");
         }
+    }
+
+    #[test]
+    fn bumping_everything_spares_nothing() {
+        let stripes = Stripes::new();
+        let watch = stripes.watch(["a", "b", "c"]);
+        stripes.bump_everything();
+        assert!(!stripes.unchanged(&watch));
+        assert!(stripes.unchanged(&stripes.watch(["a", "b", "c"])));
     }
 
     #[test]

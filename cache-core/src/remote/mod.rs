@@ -3,6 +3,7 @@
 mod batch;
 mod breaker;
 mod failure;
+mod link;
 mod pool;
 mod scan;
 mod scripts;
@@ -62,8 +63,9 @@ impl Budget {
 }
 
 /// The remote tier.
-#[derive(Debug)]
 pub(crate) struct Remote {
+    client: Client,
+    connect_timeout: Duration,
     pool: Pool,
     scripts: Arc<Scripts>,
     breaker: Breaker,
@@ -72,6 +74,13 @@ pub(crate) struct Remote {
     server_clock: Arc<ServerClock>,
     op_timeout: Duration,
     clock: Clock,
+}
+
+/// Without the client, whose connection info holds the password.
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote").field("channel", &self.channel).finish_non_exhaustive()
+    }
 }
 
 /// The answer to READ.
@@ -132,8 +141,10 @@ impl Remote {
     ) -> Self {
         let scripts = Arc::new(Scripts::new());
         let server_clock = Arc::new(ServerClock::new());
-        let pool = Pool::new(client, options, scripts.clone(), server_clock.clone());
+        let pool = Pool::new(client.clone(), options, scripts.clone(), server_clock.clone());
         Self {
+            client,
+            connect_timeout: options.connect_timeout,
             pool,
             scripts,
             breaker: Breaker::new(clock),

@@ -191,3 +191,90 @@ fn respanned(tokens: TokenStream) -> TokenStream {
     });
     tokens.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use syn::{File, ImplItem, Item};
+
+    use super::*;
+    use crate::model;
+
+    fn expanded(args: TokenStream, item: TokenStream) -> File {
+        let model = model::check(args, item).unwrap_or_else(|error| panic!("{error}"));
+        syn::parse2(expand(&model)).expect("code that parses")
+    }
+
+    /// The functions of the companion type with their visibility.
+    fn functions(file: &File) -> Vec<String> {
+        let impls = file.items.iter().filter_map(|item| match item {
+            Item::Impl(item) => Some(&item.items),
+            _ => None,
+        });
+        let functions = impls.flatten().filter_map(|item| match item {
+            ImplItem::Fn(function) => Some(function),
+            _ => None,
+        });
+        let signature = |function: &syn::ImplItemFn| {
+            let visibility = function.vis.to_token_stream();
+            format!("{visibility} {}({})", function.sig.ident, function.sig.inputs.to_token_stream())
+        };
+        functions.map(|function| signature(function).replace(' ', "").replace(",)", ")")).collect()
+    }
+
+    #[test]
+    fn companions_take_what_they_need_and_are_as_visible_as_the_function() {
+        let file = expanded(
+            quote!(ttl = 1, skip(db)),
+            quote!(
+                pub(crate) async fn load(mut id: u8, tenant_id: &str, db: &Db) -> u8 {}
+            ),
+        );
+        let key = "id:u8,tenant_id:&str";
+        let expected = [
+            String::from("__site()"),
+            String::from("__key(writer:&mut::cache_core::__private::KeyWriter,id:&u8)"),
+            String::from("__shape()"),
+            String::from("__fetch(mutid:u8,#[allow(unused_variables)]tenant_id:&str,db:&Db)"),
+            format!("pub(crate)invalidate({key})"),
+            format!("pub(crate)refresh({key},db:&Db)"),
+            format!("pub(crate)peek({key})"),
+            format!("pub(crate)put({key},value:impl::cache_core::__private::Put<u8>)"),
+            format!("pub(crate)key({key})"),
+            format!("pub(crate)ttl({key})"),
+        ];
+        assert_eq!(functions(&file), expected);
+    }
+
+    #[test]
+    fn without_companions_the_type_is_private_and_hidden() {
+        let file = expanded(
+            quote!(profile = P, companions = false),
+            quote!(
+                pub async fn r#type() -> u8 {}
+            ),
+        );
+        assert_eq!(
+            functions(&file),
+            ["__site()", "__key(writer:&mut::cache_core::__private::KeyWriter)", "__shape()", "__fetch()"]
+        );
+        let Item::Struct(holder) = &file.items[1] else { panic!("the companion type comes second") };
+        assert_eq!(holder.ident, "__cached_type");
+        assert!(matches!(holder.vis, Visibility::Inherited));
+    }
+
+    #[test]
+    fn the_body_exists_once_and_paths_lead_through_the_given_crate() {
+        let file = expanded(
+            quote!(ttl = config().ttl, jitter = 0.5, negative_ttl = 1, crate = "my::cache", cache = app.cache),
+            quote!(
+                async fn load<T: Default>(app: App) -> Option<T> {
+                    only_here()
+                }
+            ),
+        );
+        let text = file.to_token_stream().to_string();
+        assert_eq!(text.matches("only_here").count(), 1);
+        assert_eq!(text.matches("config ()").count(), 1);
+        assert!(!text.contains("cache_core") && text.contains("my :: cache :: __private"), "{text}");
+    }
+}

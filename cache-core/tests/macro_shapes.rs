@@ -1,3 +1,5 @@
+//! Every shape of return type that compiles, aliases included.
+
 use std::sync::Arc;
 
 use cache_core::cached;
@@ -30,6 +32,16 @@ async fn both(id: &[u64]) -> Result<Option<Arc<u64>>, std::io::Error> {
     Ok(id.first().copied().map(Arc::new))
 }
 
-fn main() {
-    let _ = (plain(1), shared(1), outcome("1"), optional(String::new()), both(&[]));
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Report;
+
+#[cached(ttl = 300)]
+async fn not_clone(id: u64) -> Result<Arc<Report>, ()> {
+    let _ = id;
+    Ok(Arc::new(Report))
+}
+
+#[test]
+fn every_shape_compiles() {
+    drop((plain(1), shared(1), outcome("1"), optional(String::new()), both(&[]), not_clone(1)));
 }

@@ -1,0 +1,41 @@
+//! The subscriber's connection, and the heartbeat that it hears of itself.
+
+use bb8_redis::redis::{Pipeline, Value, aio::PubSub};
+
+use super::{Budget, Remote, failure};
+use crate::{error::Error, sync::Arc};
+
+/// How long the sentinel lives without a heartbeat.
+const SENTINEL_MS: u64 = 10_000;
+
+impl Remote {
+    /// A new connection that hears both channels. Returns when the server has acknowledged the subscriptions: from
+    /// then on no notice is missed.
+    pub(crate) async fn subscribe(self: &Arc<Self>, own_channel: &str) -> Result<PubSub, Error> {
+        let subscribe = async {
+            let mut connection = self.client.get_async_pubsub().await?;
+            connection.subscribe(&[&*self.channel, own_channel]).await?;
+            Ok(connection)
+        };
+        let subscribe = async { subscribe.await.map_err(|error| failure::classify(&error)) };
+        Budget::new(self.connect_timeout).limit(subscribe).await
+    }
+
+    /// Extends the sentinel and publishes `nonce`, atomically. False when the sentinel was gone: what this server
+    /// held was flushed or evicted, or it is another server.
+    pub(crate) async fn beat(self: &Arc<Self>, own_channel: &str, nonce: u64) -> Result<bool, Error> {
+        let mut pipeline = Pipeline::new();
+        pipeline.atomic();
+        pipeline.cmd("PEXPIRE").arg(own_channel).arg(SENTINEL_MS);
+        pipeline.cmd("PUBLISH").arg(own_channel).arg(nonce.to_le_bytes().as_slice());
+        let replies = self.pipeline(&mut Budget::new(self.op_timeout), &pipeline).await?;
+        Ok(matches!(replies.first(), Some(Value::Int(1))))
+    }
+
+    /// Puts the sentinel up.
+    pub(crate) async fn put_sentinel(self: &Arc<Self>, own_channel: &str) -> Result<(), Error> {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("SET").arg(own_channel).arg("1").arg("PX").arg(SENTINEL_MS);
+        self.pipeline(&mut Budget::new(self.op_timeout), &pipeline).await.map(drop)
+    }
+}
