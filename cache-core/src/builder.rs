@@ -91,6 +91,14 @@ impl Builder {
         self
     }
 
+    /// Sets how many fetches without a lease run at a time, 1 to 100 000: those made while Redis is down, and those of
+    /// calls that could not take another call's value. Defaults to 64. Fetches inside a fetch are not counted, and none
+    /// waits for its turn longer than a lease period.
+    pub fn fetch_cap(mut self, fetches: u32) -> Self {
+        self.options.fetch_cap = fetches;
+        self
+    }
+
     /// Sets the size of the near tier in bytes. Defaults to 64 MiB. With 0 nothing is kept in this process.
     pub fn near_bytes(mut self, bytes: u64) -> Self {
         self.options.near_bytes = bytes;
@@ -221,6 +229,7 @@ fn check(options: &Options, pool: &PoolOptions) -> Result<(), Error> {
         op_timeout,
         lease,
         max_fetch,
+        fetch_cap,
         near_bytes: _,
         max_value,
         codec: _,
@@ -233,6 +242,7 @@ fn check(options: &Options, pool: &PoolOptions) -> Result<(), Error> {
     within("max_fetch", *max_fetch, *lease, 60 * MINUTE)?;
     within("connect_timeout", pool.connect_timeout, MS, 10 * MINUTE)?;
     within("pool_timeout", pool.wait_timeout, MS, 10 * MINUTE)?;
+    within("fetch_cap", *fetch_cap, 1, 100_000)?;
     within("max_value", *max_value, 1, 512 << 20)?;
     within("pool_size", pool.size, 1, 1000)?;
     within("min_idle", pool.min_idle, 0, 1000)?;

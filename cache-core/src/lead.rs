@@ -191,6 +191,8 @@ async fn run<T: CacheValue, E>(
     release: Option<&Release>,
     fetch: impl Future<Output = Result<Cached<T>, E>>,
 ) -> Result<Cached<T>, E> {
+    let has_lease = release.is_some() || (leader.is_some() && call.state.remote.is_none());
+    let _permit = if has_lease { None } else { call.state.cap.permit(call.state.options.lease).await };
     call.counters.fetches.increment();
     let mut outcome = Outcome { counters: call.counters, failed: true };
     let token = release.map_or([0; 16], Release::token);

@@ -22,6 +22,7 @@ mod remote;
 // 3 protocols, and what one call needs
 mod journal;
 mod nesting;
+mod cap;
 mod share;
 mod shape;
 mod waiters;

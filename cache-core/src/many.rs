@@ -200,6 +200,8 @@ where
             asked
         })
         .collect();
+    let without_lease = led.iter().any(|led| matches!(led.storage, Storage::Unconfirmed));
+    let _permit = if without_lease { state.cap.permit(state.options.lease).await } else { None };
     counters.fetches.increment();
     let mut outcome = Outcome { counters, failed: true };
     let frames = led.iter().map(|led| {

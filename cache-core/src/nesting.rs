@@ -28,6 +28,11 @@ pub(crate) fn is_fetching(cache: u64, key: &str, binding: Binding) -> bool {
     frames().any(|frame| frame.cache == cache && frame.binding == binding && *frame.key == *key)
 }
 
+/// Whether the running code is part of any fetch.
+pub(crate) fn is_nested() -> bool {
+    FETCHING.try_with(|_| ()).is_ok()
+}
+
 /// Whether the lease of this token belongs to a fetch around the running code, perhaps through another cache.
 pub(crate) fn holds(token: &Id) -> bool {
     frames().any(|frame| frame.token == *token)

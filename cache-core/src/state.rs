@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{
+    cap::Cap,
     clock::{Clock, Instant},
     codec::{
         CacheValue, Codec, encoded_len,
@@ -41,6 +42,7 @@ pub(crate) struct State {
     pub(crate) remote: Option<Arc<Remote>>,
     pub(crate) stats: Registry,
     pub(crate) sink: Sink,
+    pub(crate) cap: Cap,
     pub(crate) journal: Journal,
     /// Whether a task is sending again what the journal holds.
     pub(crate) replaying: AtomicBool,
@@ -61,6 +63,7 @@ impl State {
             flights: Flights::new(),
             stats: Registry::default(),
             sink: Sink::new(clock),
+            cap: Cap::new(options.fetch_cap),
             journal: Journal::new(clock),
             replaying: AtomicBool::new(false),
             waiters: Waiters::default(),

@@ -148,6 +148,32 @@ async fn near_copies_carry_through_a_short_absence() {
     assert_eq!(fetches.load(Ordering::SeqCst), 1);
 }
 
+/// G4 with Redis down: an upstream sees no more than the cap of one process, however many keys are asked for.
+#[tokio::test]
+async fn no_more_fetches_than_the_cap_run_while_the_server_is_down() {
+    let server = Server::start();
+    let acme = builder(&server.url()).fetch_cap(4).connect().await.unwrap().tenant("acme").unwrap();
+    server.kill();
+    let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (running, most) = (&running, &most);
+    let calls = (0..100).map(|id| {
+        let (acme, key) = (&acme, REPORTS.key(("cap", id)));
+        async move {
+            let nested = || async {
+                // A call inside a fetch takes no second permit: four of these would otherwise block each other.
+                acme.try_get_or_fetch(&REPORTS.key(("inner", id)), || fetched("inner")).await?;
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                running.fetch_sub(1, Ordering::SeqCst);
+                fetched("v").await
+            };
+            acme.try_get_or_fetch(&key, nested).await
+        }
+    });
+    assert!(futures::future::join_all(calls).await.iter().all(Result::is_ok));
+    assert_eq!(most.load(Ordering::SeqCst), 4);
+}
+
 /// A cache belongs to no runtime: when the one that carried its connections is gone, the next call connects anew.
 #[test]
 fn a_cache_is_used_from_one_runtime_after_another() {
