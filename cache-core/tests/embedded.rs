@@ -277,8 +277,10 @@ async fn followers_of_a_failing_fetch_do_not_queue() {
             }
         });
         assert!(join_all(calls).await.iter().all(|result| result.as_ref().unwrap_err() == "down"));
-        let rounds = if shared { 1 } else { 3 };
-        assert!(begun.elapsed() <= Duration::from_secs(rounds) + Duration::from_millis(50), "{:?}", begun.elapsed());
+        // Shared: one fetch. Else two rounds behind a leader, then each for itself under the cap, whose queue nobody
+        // stands in for longer than a lease period.
+        let longest = if shared { 1 } else { 2 + 5 + 1 };
+        assert!(begun.elapsed() <= Duration::from_secs(longest) + Duration::from_millis(50), "{:?}", begun.elapsed());
         if shared {
             assert_eq!(fetches.load(Ordering::SeqCst), 1);
         }
