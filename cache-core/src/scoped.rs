@@ -40,7 +40,7 @@ impl Cache {
     /// The keys that belong to no tenant.
     ///
     /// # Errors
-    /// [`ErrorKind::TenantRequired`] under [`Builder::require_tenant`].
+    /// [`ErrorKind::TenantRequired`] under [`Builder::require_tenant`](crate::Builder::require_tenant).
     pub fn global(&self) -> Result<Scoped, Error> {
         if self.state.options.require_tenant {
             let message = "this cache demands a tenant (`require_tenant`); use `tenant(id)`";
