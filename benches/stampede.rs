@@ -120,7 +120,7 @@ fn stampedes<C: Contender>(url: &str, rounds: u64, tasks: usize) -> (Vec<Arc<Ato
         (0..rounds).zip(&counts).map(stampede).collect::<Vec<_>>()
     };
     let times = thread::scope(|scope| {
-        let running: Vec<_> = (0..CACHES).map(|_| scope.spawn(&cache)).collect();
+        let running: Vec<_> = (0..CACHES).map(|_| scope.spawn(cache)).collect();
         running.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     (counts, times)
