@@ -228,7 +228,10 @@ impl Leader<'_> {
 
     /// Nobody joins from here on: no command will accept the value, so who comes later could not take it.
     pub(crate) fn close(&self) {
-        self.flights.close(&self.flight);
+        // A deposed leader leaves the flight to its successor.
+        if self.flight.state.lock().term == self.term {
+            self.flights.close(&self.flight);
+        }
     }
 
     /// Notes that this leader is alive.
@@ -379,3 +382,144 @@ impl<'f, N: Fn() -> Instant> Future for WaitFor<'_, 'f, N> {
 }
 
 impl<N> Unpin for WaitFor<'_, '_, N> {}
+
+#[cfg(test)]
+mod tests {
+    use std::any::TypeId;
+
+    use super::*;
+    use crate::{clock::Clock, keyspace::Origin};
+
+    struct Fixture {
+        flights: Flights,
+        stripes: Stripes,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self { flights: Flights::new(), stripes: Stripes::new() }
+        }
+
+        fn watch(&self) -> Watch {
+            self.stripes.watch(["key", "space", "tenant"])
+        }
+
+        fn join(&self) -> Joined<'_> {
+            let binding = Binding { type_id: TypeId::of::<u8>(), origin: Origin::none() };
+            self.flights.join("key", binding, &self.stripes, self.watch(), Clock::Coarse.now())
+        }
+
+        fn lead(&self) -> Leader<'_> {
+            match self.join() {
+                Joined::Leader(leader) => leader,
+                Joined::Follower(_) => panic!("somebody leads"),
+            }
+        }
+
+        fn follow(&self) -> Follower<'_> {
+            match self.join() {
+                Joined::Follower(follower) => follower,
+                Joined::Leader(_) => panic!("nobody leads"),
+            }
+        }
+
+        fn poll<'f>(&self, follower: &mut Follower<'f>) -> Poll<Awaited<'f>> {
+            follower.poll(&Context::from_waker(Waker::noop()), self.watch(), &|| Clock::Coarse.now())
+        }
+
+        fn is_empty(&self) -> bool {
+            self.flights.shards.iter().all(|shard| shard.lock().is_empty())
+        }
+    }
+
+    fn value() -> Ending {
+        Ending::Value(Arc::new(7_u8))
+    }
+
+    fn takes(awaited: &Poll<Awaited<'_>>) -> bool {
+        matches!(awaited, Poll::Ready(Awaited::Ending(_)))
+    }
+
+    /// Law (a): its fetch began after they joined, whatever became of it.
+    #[test]
+    fn a_refused_value_goes_to_who_joined_before_its_fetch_began() {
+        let fixture = Fixture::new();
+        let leader = fixture.lead();
+        let mut before = fixture.follow();
+        leader.fetch_begins(fixture.watch());
+        let mut after = fixture.follow();
+        leader.finish(value(), None);
+        assert!(takes(&fixture.poll(&mut before)));
+        assert!(matches!(fixture.poll(&mut after), Poll::Ready(Awaited::GoAround)));
+    }
+
+    /// Law (b): a command sent after they joined accepted it.
+    #[test]
+    fn an_accepted_value_goes_to_who_joined_before_the_command_was_sent() {
+        let fixture = Fixture::new();
+        let leader = fixture.lead();
+        leader.fetch_begins(fixture.watch());
+        let mut before = fixture.follow();
+        let sent = leader.sending();
+        let mut after = fixture.follow();
+        leader.finish(value(), Some(sent));
+        assert!(takes(&fixture.poll(&mut before)));
+        assert!(matches!(fixture.poll(&mut after), Poll::Ready(Awaited::GoAround)));
+    }
+
+    #[test]
+    fn nobody_joins_a_flight_that_something_it_watches_was_bumped_in() {
+        let fixture = Fixture::new();
+        let doomed = fixture.lead();
+        let mut waiting = fixture.follow();
+        fixture.stripes.bump("space");
+        let newer = fixture.lead();
+        doomed.finish(value(), None);
+        assert!(matches!(fixture.poll(&mut waiting), Poll::Ready(Awaited::GoAround)));
+        drop(fixture.follow());
+        newer.finish(value(), None);
+        assert!(fixture.is_empty());
+    }
+
+    /// The one that was woken to lead is dropped before it is polled: the wake-up is passed on.
+    #[test]
+    fn a_wake_up_to_lead_is_never_lost() {
+        let fixture = Fixture::new();
+        let leader = fixture.lead();
+        let (mut first, mut second) = (fixture.follow(), fixture.follow());
+        assert!(fixture.poll(&mut first).is_pending() && fixture.poll(&mut second).is_pending());
+        drop(leader);
+        drop(first);
+        let Poll::Ready(Awaited::Leader(leader)) = fixture.poll(&mut second) else { panic!("nobody leads") };
+        drop((leader, second));
+        assert!(fixture.is_empty(), "an abandoned flight is forgotten");
+    }
+
+    /// It was deposed: its outcome is of an older term.
+    #[test]
+    fn a_deposed_leader_ends_nothing() {
+        let fixture = Fixture::new();
+        let old = fixture.lead();
+        let mut follower = fixture.follow();
+        let new = follower.depose(Duration::ZERO, fixture.watch(), Clock::Coarse.now()).unwrap();
+        let mut later = fixture.follow();
+        old.finish(value(), None);
+        assert!(fixture.poll(&mut later).is_pending());
+        new.fetch_begins(fixture.watch());
+        new.finish(value(), None);
+        assert!(takes(&fixture.poll(&mut later)));
+    }
+
+    #[test]
+    fn places_of_waiters_are_used_again() {
+        let fixture = Fixture::new();
+        let _leader = fixture.lead();
+        for _ in 0..100 {
+            let mut follower = fixture.follow();
+            assert!(fixture.poll(&mut follower).is_pending());
+        }
+        let mut follower = fixture.follow();
+        assert!(fixture.poll(&mut follower).is_pending());
+        assert_eq!(follower.flight.state.lock().waiters.len(), 1);
+    }
+}

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Takes the guards of the protocol out of the code, one at a time, runs the test named for each and expects it to fail.
+# Works on a copy of the tree. Prints the table that stands in DESIGN.md; ends with 1 if a guard is not missed.
+#
+#   scripts/guards.sh            all guards
+#   scripts/guards.sh "time"     those whose name holds this text
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+only=${1:-}
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target/guards}"
+unset REDIS_URL
+
+# Brings the copy to the state of the working tree.
+refresh() {
+    git ls-files -z | tar --null --ignore-failed-read -cf - -T - 2>/dev/null | tar -xf - -C "$copy"
+}
+
+missed=0
+rows=""
+
+# guard NAME FILE PERL-SUBSTITUTION TEST-TARGET TEST
+guard() {
+    local name=$1 file=$2 edit=$3 target=$4 test=$5 log before
+    case "$name" in *"$only"*) ;; *) return 0 ;; esac
+    refresh
+    before=$(cksum <"$copy/$file")
+    perl -0pi -e "$edit" "$copy/$file"
+    if [ "$(cksum <"$copy/$file")" = "$before" ]; then
+        echo "error: the guard \"$name\" is not where it is looked for, $file" >&2
+        exit 1
+    fi
+    local which=(--test "$target")
+    [ "$target" = lib ] && which=(--lib)
+    log="$copy/log"
+    if ! (cd "$copy" && cargo test --quiet --package cache-core "${which[@]}" --no-run) >"$log" 2>&1; then
+        cat "$log" >&2
+        echo "error: without the guard \"$name\" the code does not compile" >&2
+        exit 1
+    fi
+    local outcome=missed
+    if (cd "$copy" && timeout 120 cargo test --quiet --package cache-core "${which[@]}" -- --exact "$test") >"$log" 2>&1; then
+        outcome="NOT MISSED"
+        missed=1
+        grep -q "1 passed" "$log" || outcome="NO SUCH TEST"
+    fi
+    printf '%-12s %s\n' "$outcome" "$name" >&2
+    rows+="| $name | \`$target\`: \`$test\` | $outcome |"$'\n'
+}
+
+src=cache-core/src
+lua=$src/remote/lua
+
+guard "token compare" $lua/fill.lua 's/ or lease:sub\(3, 18\) ~= ARGV\[1\]//' \
+    guards a_fill_under_somebody_elses_lease_is_refused
+guard "generation compare" $lua/fill.lua 's/table\.concat\(ids\) == lease:sub\(19\)/ids[1] == lease:sub(19, 34)/' \
+    guards a_fill_under_an_older_generation_is_refused
+guard "sweep fence" $lua/fill.lua "s/table\\.concat\\(ids\\) == lease:sub\\(19\\)/table.concat(ids, '', 2) == lease:sub(35)/" \
+    guards a_fill_after_a_sweep_that_began_later_is_refused
+guard "random generation" $src/remote/mod.rs \
+    's/(let ids: \[Id; GENERATIONS \+ 1\]) = rand::random\(\)/$1 = [[7; 16]; GENERATIONS + 1]/; s/(let ids: \[Id; GENERATIONS\]) = rand::random\(\)/$1 = [[7; 16]; GENERATIONS]/' \
+    guards an_invalidated_keyspace_stays_so_when_it_is_written_to_again
+guard "SET drops the lease" $lua/set.lua "s/redis\\.call\\('DEL', KEYS\\[2\\]\\)//" \
+    guards a_fill_after_a_set_is_refused
+guard "INVALIDATE drops the lease" $lua/invalidate.lua "s/redis\\.call\\('DEL', KEYS\\[2\\]\\)//" \
+    invalidation an_invalidation_by_another_process_while_this_one_fetches_is_never_undone
+guard "hand-out law (a)" $src/single_flight.rs 's/joined_before\(outcome\.fetch_began\)/outcome.fetch_began.is_some()/' \
+    guards a_refused_value_is_not_handed_to_who_joined_after_its_fetch_began
+guard "hand-out law (b)" $src/single_flight.rs 's/joined_before\(outcome\.accepted\)/outcome.accepted.is_some()/' \
+    lib single_flight::tests::an_accepted_value_goes_to_who_joined_before_the_command_was_sent
+guard "stripe check" $src/near/mod.rs 's/ && self\.stripes\.unchanged\(&entry\.watch\)//' \
+    lib near::tests::an_entry_asked_for_before_a_bump_is_never_served_even_when_inserted_after_it
+guard "snapshot before send" $src/read_through.rs \
+    's/target\.accept\(&read, asked_at, watch, slot\)/target.accept(&read, asked_at, { let _ = watch; target.watch() }, slot)/' \
+    guards an_answer_older_than_a_notice_heard_before_it_is_not_kept
+guard "bump on resubscribe" $src/backplane.rs 's/state\.near\.stripes\.bump_everything\(\);(\s+drop\(\(state, remote\)\))/$1/' \
+    backplane what_was_invalidated_while_the_subscriber_was_away_is_forgotten
+guard "time bound" $src/state.rs 's/from_millis\(2_950\)/from_millis(60_000)/' \
+    backplane a_link_that_hears_nothing_serves_nothing_old_for_longer_than_the_bound
+guard "role probe" $src/remote/link.rs 's/cmd\("PEXPIRE"\)\.arg\(own_channel\)\.arg\(SENTINEL_MS\)/cmd("EXISTS").arg(own_channel)/' \
+    guards a_demoted_primary_vouches_for_nothing
+guard "release on failure" $src/lead.rs 's/(let Some\(lease\) = self\.lease\.take\(\))(\s+&& let Ok\(runtime\))/$1.filter(|_| false)$2/' \
+    stampede a_dropped_fetch_gives_its_lease_back
+guard "must-miss of the journal" $src/journal.rs 's/self\.has_pending\(\) && self\.covers\(key\)/false \&\& self.has_pending() \&\& self.covers(key)/' \
+    journal a_pending_invalidation_is_a_miss_here_at_once_and_everywhere_once_the_server_is_reached
+
+printf '| guard taken out | test | |\n|---|---|---|\n%s' "$rows"
+exit "$missed"
