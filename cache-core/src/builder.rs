@@ -162,7 +162,8 @@ impl Builder {
     /// [`ErrorKind::InvalidConfig`] names the setting, what was given and what is allowed.
     pub fn build(self) -> Result<Cache, Error> {
         let Self { mut options, mut pool, server, tokio_clock, disabled } = self;
-        let client = if disabled { None } else { server.client(&mut options, &mut pool)? };
+        // A disabled cache still tells the others what it invalidates.
+        let client = server.client(&mut options, &mut pool)?;
         check(&options, &pool)?;
         let clock = if tokio_clock { Clock::tokio() } else { Clock::Coarse };
         let remote = client.map(|client| {
@@ -178,8 +179,11 @@ impl Builder {
     /// As [`build`](Self::build), and [`ErrorKind::Authentication`] when the server refuses the credentials. A
     /// server that cannot be reached is reported in the log, not an error.
     pub async fn connect(self) -> Result<Cache, Error> {
-        let timeout = self.pool.connect_timeout;
+        let (timeout, disabled) = (self.pool.connect_timeout, self.disabled);
         let cache = self.build()?;
+        if disabled {
+            return Ok(cache);
+        }
         if let Some(remote) = &cache.state.remote
             && let Err(error) = remote.ping(timeout).await
         {

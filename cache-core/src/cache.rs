@@ -69,6 +69,7 @@ impl Cache {
     /// Ends the cache and all its clones: connections are dropped, memory is freed, and every later call fetches.
     pub async fn close(&self) {
         self.state.off.store(true, Ordering::Release);
+        self.state.closed.store(true, Ordering::Release);
         self.state.near.clear();
         if let Some(remote) = &self.state.remote {
             remote.close();

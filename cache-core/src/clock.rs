@@ -4,7 +4,13 @@
 //! (1–10 ms) of resolution. It is never a variable that some task refreshes: a stopped process would then serve
 //! stale values when it continues.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    task::Poll,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -97,13 +103,35 @@ impl ServerClock {
     }
 }
 
-/// Waits, and for ever where there is no tokio runtime to wake it: only for waits that something else ends too.
+/// Waits, and for ever where no tokio timer can be had (no runtime, one without timers, one that shuts down): only for
+/// waits that something else ends too.
 pub(crate) async fn sleep(duration: Duration) {
-    if tokio::runtime::Handle::try_current().is_ok() {
-        tokio::time::sleep(duration).await;
-    } else {
-        std::future::pending().await
+    if tokio::runtime::Handle::try_current().is_err() {
+        return std::future::pending().await;
     }
+    // Tokio's timers panic where they cannot work, and a cache must not take the user's function along.
+    let Ok(sleep) = catch_unwind(|| tokio::time::sleep(duration)) else { return std::future::pending().await };
+    let _ = unpanicked(sleep).await;
+}
+
+/// The output of `future`, or `None` if it panics.
+pub(crate) async fn unpanicked<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut panicked = false;
+    poll_fn(|context| {
+        if panicked {
+            return Poll::Pending;
+        }
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(_) => {
+                panicked = true;
+                Poll::Ready(None)
+            }
+        }
+    })
+    .await
 }
 
 fn millis_floor(duration: Duration) -> u64 {

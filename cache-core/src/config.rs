@@ -120,6 +120,12 @@ fn parse(text: &str) -> Result<Url, Error> {
     if url.host_str().is_none_or(str::is_empty) {
         return Err(invalid(format!("the Redis URL names no host; write {FORM}")));
     }
+    // A `/`, `?` or `#` in a password ends the URL's first part: what follows must not be quoted.
+    if url.path().contains('@') || url.query().is_some_and(|query| query.contains('@')) {
+        return Err(invalid(format!(
+            "the Redis URL has a `@` in an odd place; percent-encode `/` as %2F, `?` as %3F and `#` as %23 in the password; write {FORM}"
+        )));
+    }
     let db = url.path().trim_start_matches('/');
     if !db.is_empty() && db.parse::<u32>().is_err() {
         return Err(invalid(format!("the Redis URL's path {db:?} is no database number; write {FORM}")));

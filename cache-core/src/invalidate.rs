@@ -21,6 +21,8 @@ use crate::{
 /// Pauses between attempts to send what Redis has not heard, jittered, growing from one to the other.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Keys of one round trip: what a slow server does within a short `op_timeout`.
+const CHUNK: usize = 128;
 
 /// What became of an invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub enum Invalidated {
     /// Done: no call that begins now gets an older value from Redis, and near tiers follow within three seconds.
     Applied,
-    /// Redis could not be reached. This process serves the old value no more, and sends the invalidation again until
+    /// Redis could not be reached, or the cache is closed. This process serves the old value no more, and sends the invalidation again until
     /// Redis has heard it or the process ends; until then Redis and other processes may serve the old value.
     Pending,
 }
@@ -66,11 +68,20 @@ pub(crate) async fn pattern(state: &Arc<State>, scope: &Prefix, covers: pattern:
 }
 
 async fn apply(state: &Arc<State>, coverages: Vec<Coverage>) -> Invalidated {
-    coverages.iter().for_each(|coverage| bump(state, coverage));
-    if state.remote.is_none() || state.is_off() || coverages.is_empty() {
+    if coverages.is_empty() {
         return Invalidated::Applied;
     }
+    if state.remote.is_none() {
+        coverages.iter().for_each(|coverage| bump(state, coverage));
+        return Invalidated::Applied;
+    }
+    if state.is_closed() {
+        // Nobody is told: the caches of other processes may still serve the old value.
+        return Invalidated::Pending;
+    }
     let records = coverages.into_iter().map(|coverage| state.journal.record(coverage)).collect::<Vec<_>>();
+    // After it was written down: whoever still saw nothing in the journal took its watch before this.
+    records.iter().for_each(|record| bump(state, &record.coverage));
     let Ok(runtime) = tokio::runtime::Handle::try_current() else {
         let message = "an invalidation outside of a tokio runtime waits in the journal for a call from within one";
         state.sink.report("invalidate", &Error::new(ErrorKind::Unavailable, message));
@@ -91,6 +102,14 @@ pub(crate) fn later(state: &Arc<State>, coverage: Coverage) {
     replay(state);
 }
 
+/// Sees to it that a task sends what the journal holds: for records made outside of a runtime, widened ones, and those
+/// whose task ended with its runtime. Costs one load where there is nothing.
+pub(crate) fn ensure(state: &Arc<State>) {
+    if state.journal.has_pending() && !state.replaying.load(Ordering::Acquire) && !state.is_closed() {
+        replay(state);
+    }
+}
+
 /// What follows a reconnect: the server may have lost what it acknowledged lately.
 pub(crate) fn reconnected(state: &Arc<State>) {
     state.journal.doubt();
@@ -103,7 +122,10 @@ pub(crate) fn reconnected(state: &Arc<State>) {
 async fn send(state: &Arc<State>, records: &[Record]) -> bool {
     let Some(remote) = &state.remote else { return true };
     match send_once(state, remote, records).await {
-        Ok(()) => true,
+        Ok(()) => {
+            ensure(state);
+            true
+        }
         Err(error) => {
             state.sink.report("invalidate", &error);
             replay(state);
@@ -124,26 +146,36 @@ async fn send_once(state: &Arc<State>, remote: &Arc<Remote>, records: &[Record])
         .iter()
         .filter_map(|record| if let Coverage::Key(key) = &record.coverage { Some((**key).clone()) } else { None })
         .collect();
-    if !keys.is_empty() {
-        remote.invalidate(&mut budget(), &keys).await?;
-        records.iter().filter(is_key).for_each(done);
+    let mut failed = None;
+    let keyed: Vec<&Record> = records.iter().filter(is_key).collect();
+    for (keys, keyed) in keys.chunks(CHUNK).zip(keyed.chunks(CHUNK)) {
+        match remote.invalidate(&mut budget(), keys).await {
+            Ok(()) => keyed.iter().copied().for_each(done),
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => failed = Some(error),
+        }
     }
     for record in records.iter().filter(|record| !is_key(record)) {
-        match &record.coverage {
+        let sent = match &record.coverage {
             Coverage::Keyspace(keyspace) => {
                 let (generation, notice) = (keyspace_generation(keyspace), Notice::Keyspace(keyspace));
-                remote.invalidate_generation(&mut budget(), &generation, notice).await?;
+                remote.invalidate_generation(&mut budget(), &generation, notice).await
             }
             Coverage::Scope(scope) => {
                 let (generation, notice) = (scope_generation(scope), Notice::Scope(scope));
-                remote.invalidate_generation(&mut budget(), &generation, notice).await?;
+                remote.invalidate_generation(&mut budget(), &generation, notice).await
             }
-            Coverage::Pattern { scope, glob } => remote.sweep(scope, glob).await.map(drop)?,
-            Coverage::Key(_) => {}
+            Coverage::Pattern { scope, glob } => remote.sweep(scope, glob).await.map(drop),
+            Coverage::Key(_) => Ok(()),
+        };
+        match sent {
+            Ok(()) => done(record),
+            Err(error) if error.is_unavailable() => return Err(error),
+            // One that the server refuses holds up no other.
+            Err(error) => failed = Some(error),
         }
-        done(record);
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// Sends again what the journal holds until Redis has heard all of it. One task at a time.
@@ -158,7 +190,7 @@ fn replay(state: &Arc<State>) {
         loop {
             let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
             tokio::time::sleep(jittered).await;
-            let Some(state) = turn.0.upgrade().filter(|state| !state.is_off()) else { return };
+            let Some(state) = turn.0.upgrade().filter(|state| !state.is_closed()) else { return };
             let Some(remote) = &state.remote else { return };
             let pending = state.journal.pending();
             if pending.is_empty() {
@@ -181,10 +213,8 @@ struct Turn(std::sync::Weak<State>);
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let Some(state) = self.0.upgrade() else { return };
-        state.replaying.store(false, Ordering::SeqCst);
-        if state.journal.has_pending() && !state.is_off() {
-            replay(&state);
+        if let Some(state) = self.0.upgrade() {
+            state.replaying.store(false, Ordering::SeqCst);
         }
     }
 }
@@ -193,15 +223,24 @@ impl Drop for Turn {
 fn bump(state: &State, coverage: &Coverage) {
     let stripes = &state.near.stripes;
     match coverage {
-        Coverage::Key(key) => {
-            stripes.bump(key.as_str());
-            state.near.remove(key.as_str());
-        }
+        Coverage::Key(key) => bump_key(state, key.as_str()),
         Coverage::Keyspace(name) | Coverage::Scope(name) => stripes.bump(name),
         // Which keys other processes hold is not known here, and copies are cheap to fetch again.
         Coverage::Pattern { scope, .. } if state.remote.is_some() => stripes.bump(scope),
         Coverage::Pattern { scope, glob } => bump_covered(state, scope, glob),
     }
+}
+
+/// Forgets one key, and dooms the fetches of it.
+///
+/// A stripe is shared by many keys, so a bump costs them a round trip each; without Redis it would lose them. There a
+/// fetch that stores is always in a flight, and leaves it only after its entry is in the near tier: with no flight
+/// under way, removing the entry is all there is to do, and exact.
+pub(crate) fn bump_key(state: &State, key: &str) {
+    if state.remote.is_some() || state.flights.is_under_way(key) {
+        state.near.stripes.bump(key);
+    }
+    state.near.remove(key);
 }
 
 /// Without Redis the near tier is the only one, so a pattern spares what it does not cover. Flights first: a fetch
@@ -213,7 +252,6 @@ fn bump_covered(state: &State, scope: &str, glob: &Glob) {
         state.near.stripes.bump(&key);
     }
     for key in state.near.keys(covers) {
-        state.near.stripes.bump(&key);
-        state.near.remove(&key);
+        bump_key(state, &key);
     }
 }

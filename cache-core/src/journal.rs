@@ -166,10 +166,14 @@ impl Entries {
         self.by_coverage.retain(|_, entry| entry.acknowledged.is_none_or(|since| now.since(since) < KEEP));
     }
 
-    /// Forgets what is old, then widens until few enough are left. Tenants cannot be widened; their number is the
-    /// bound.
+    /// Forgets what is old, then what is acknowledged, then widens until few enough are left. Tenants cannot be
+    /// widened; their number is the bound. What is acknowledged is never widened: a busy keyspace would become a
+    /// must-miss.
     fn shrink(&mut self, now: Instant) {
         self.forget_old(now);
+        if self.by_coverage.len() > CAP {
+            self.by_coverage.retain(|_, entry| entry.acknowledged.is_none());
+        }
         for widens in [
             |coverage: &Coverage| matches!(coverage, Coverage::Key(_) | Coverage::Pattern { .. }),
             |coverage: &Coverage| matches!(coverage, Coverage::Keyspace(_)),
@@ -180,10 +184,6 @@ impl Entries {
             let narrow: Vec<_> = self.by_coverage.extract_if(|coverage, _| widens(coverage)).collect();
             for (coverage, mut entry) in narrow {
                 let Some(wide) = coverage.widened() else { continue };
-                if let Some(other) = self.by_coverage.get(&wide) {
-                    // `None`, not acknowledged, is the least.
-                    entry.acknowledged = entry.acknowledged.min(other.acknowledged);
-                }
                 // A number of its own: no acknowledgement under way speaks of the wider one.
                 self.next += 1;
                 entry.number = self.next;

@@ -183,23 +183,32 @@ pub(crate) struct Origin {
     name: &'static str,
     /// Hash of the names of the function's own type parameters.
     types: u64,
+    /// The version of the value's type: the envelope says it in Redis.
+    version: u32,
 }
 
 impl Origin {
     /// Bound to no function.
     pub(crate) fn none() -> Self {
-        Self { function: TypeId::of::<()>(), name: "", types: 0 }
+        Self { function: TypeId::of::<()>(), name: "", types: 0, version: 0 }
     }
 
     /// Bound to the function that `F` stands for.
     #[inline]
     pub(crate) fn of<F: 'static>() -> Self {
-        Self { function: TypeId::of::<F>(), name: std::any::type_name::<F>(), types: 0 }
+        Self { function: TypeId::of::<F>(), name: std::any::type_name::<F>(), types: 0, version: 0 }
     }
 
     /// Bound to one instance of a generic function.
     pub(crate) fn with_type(mut self, hash: u64) -> Self {
         self.types = self.types.rotate_left(7) ^ hash;
+        self
+    }
+
+    /// Bound to this version of the value's type.
+    #[inline]
+    pub(crate) fn with_version(mut self, version: u32) -> Self {
+        self.version = version;
         self
     }
 
@@ -212,7 +221,7 @@ impl Origin {
 impl PartialEq for Origin {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        self.function == other.function && self.types == other.types
+        self.function == other.function && self.types == other.types && self.version == other.version
     }
 }
 
@@ -221,6 +230,6 @@ impl Eq for Origin {}
 impl std::hash::Hash for Origin {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.function.hash(state);
-        self.types.hash(state);
+        (self.types, self.version).hash(state);
     }
 }

@@ -68,8 +68,9 @@ pub(crate) async fn lead<T: CacheValue, E>(
             Taking::Storage(storage) => storage,
         },
     };
-    if matches!(storage, Storage::Unconfirmed | Storage::Nowhere) {
-        // No command will accept the value, so who joins later could not take it.
+    let near = state.options.near_bytes > 0;
+    if matches!(storage, Storage::Nowhere) || (matches!(storage, Storage::Unconfirmed) && !near) {
+        // No command will accept the value, so who joins later could not take it, and would find nothing near either.
         leader.close();
     }
     let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
@@ -112,7 +113,8 @@ pub(crate) async fn take_lease<T: CacheValue, E>(
     patience: Duration,
 ) -> Taking<T> {
     let period = call.state.options.lease;
-    let ttl = call.target.fresh_ttl(false).unwrap_or(period);
+    // Generations and fence must outlive the fetch, or FILL is refused.
+    let ttl = call.target.fresh_ttl(false).unwrap_or(period).max(call.state.options.max_fetch + period);
     let mut lease = Lease::new(&call.target.key, rand::random());
     let waiter = call.state.waiters.register(call.target.key.as_str());
     let (mut waited, mut pause) = (Duration::ZERO, FIRST_POLL);
@@ -122,6 +124,13 @@ pub(crate) async fn take_lease<T: CacheValue, E>(
         released.as_mut().enable();
         let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
         leader.polled(asked_at);
+        if call.target.must_miss() {
+            return Taking::Storage(Storage::Unconfirmed);
+        }
+        if let Err(error) = remote.connect(&mut call.budget, &mut lease).await {
+            call.state.remote_failed("lease", call.counters, &error);
+            return Taking::Storage(Storage::Unconfirmed);
+        }
         let sent = leader.sending();
         // From here on the lease may be ours, whatever becomes of this call.
         let mut release = Release::new(remote, &lease, call.state.options.op_timeout);
@@ -141,6 +150,8 @@ pub(crate) async fn take_lease<T: CacheValue, E>(
             },
             Ok(Leased::Fenced) => return Taking::Storage(Storage::Nowhere),
             Ok(Leased::Taken { holder, left }) => {
+                // Redis answered in time; how often it is asked while waiting is no delay of its making.
+                call.budget = Budget::new(call.state.options.op_timeout);
                 if waited >= patience || nesting::holds(&holder) {
                     return Taking::Storage(Storage::Nowhere);
                 }

@@ -12,6 +12,7 @@ use crate::{
     call::Call,
     codec::CacheValue,
     error::Error,
+    invalidate,
     keyspace::Key,
     lead::{self, Asked, Outcome, Storage, Taking},
     near::{Cached, erase},
@@ -48,13 +49,16 @@ async fn lookup<T: CacheValue>(
 ) -> (Vec<Looked<T>>, Option<Error>) {
     let near = |target: &Target<'_>| Looked { value: target.lookup_near(), seen: None, newer: false };
     let mut found: Vec<Looked<T>> = targets.iter().map(near).collect();
-    let missing: Vec<usize> =
-        (0..targets.len()).filter(|at| found[*at].value.is_none() && !targets[*at].must_miss()).collect();
+    backplane::ensure(state);
+    invalidate::ensure(state);
+    // The watches before the look into the journal, as an invalidation is written there before it bumps.
+    let asked_at = state.clock.now();
+    let near_missed = (0..targets.len()).filter(|at| found[*at].value.is_none());
+    let watched: Vec<_> = near_missed.map(|at| (at, targets[at].watch())).collect();
+    let (missing, watches): (Vec<usize>, Vec<_>) =
+        watched.into_iter().filter(|(at, _)| !targets[*at].must_miss()).unzip();
     let mut failed = None;
     if let Some(remote) = state.remote.as_ref().filter(|_| !missing.is_empty()) {
-        backplane::ensure(state);
-        let asked_at = state.clock.now();
-        let watches: Vec<_> = missing.iter().map(|at| targets[*at].watch()).collect();
         let keys: Vec<_> = missing.iter().map(|at| targets[*at].key.clone()).collect();
         match remote.read_many(budget, &keys).await {
             Ok(reads) => {
@@ -112,11 +116,14 @@ where
     let (looked, _) = lookup::<T>(state, &mut budget, targets).await;
     let mut values: Vec<Option<Cached<T>>> = Vec::with_capacity(looked.len());
     let mut led: Vec<Led<'_, T, E>> = Vec::new();
-    let mut seen_keys: HashMap<&str, usize> = HashMap::new();
+    let mut first_at: HashMap<&str, usize> = HashMap::new();
+    let mut repeated: Vec<(usize, usize)> = Vec::new();
     for (at, looked) in looked.into_iter().enumerate() {
         let target = &targets[at];
-        let repeated = seen_keys.insert(target.key.as_str(), at).is_some();
-        if looked.value.is_none() && !repeated {
+        let first = *first_at.entry(target.key.as_str()).or_insert(at);
+        if first != at {
+            repeated.push((at, first));
+        } else if looked.value.is_none() {
             let mut call = Call::new(target, None);
             (call.seen, call.newer, call.budget) = (looked.seen, looked.newer, budget);
             if !call.must_bypass()
@@ -129,14 +136,18 @@ where
     }
     let led = take_leases(led, &mut values).await;
     fetch_led(led, keys, &fetch, &mut values).await?;
-    // The rest: led by others, or twice in the input. Nothing is led here any more, so waiting holds up nobody.
-    let rest = (0..targets.len()).filter(|at| values[*at].is_none()).collect::<Vec<_>>();
+    // The rest is led by others. Nothing is led here any more, so waiting holds up nobody.
+    let is_repeated = |at: usize| repeated.iter().any(|(again, _)| *again == at);
+    let rest = (0..targets.len()).filter(|at| values[*at].is_none() && !is_repeated(*at)).collect::<Vec<_>>();
     let waiting = rest.iter().map(|at| {
         let single = async { Ok(collect(fetch(vec![keys[*at].clone()]).await?).remove(&keys[*at])) };
         read_through(&targets[*at], single, None)
     });
     for (at, value) in rest.iter().zip(join_all(waiting).await) {
         values[*at] = Some(value?);
+    }
+    for (again, first) in repeated {
+        values[again] = values[first].clone();
     }
     Ok(values.into_iter().map(Option::flatten).collect())
 }

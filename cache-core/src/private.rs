@@ -300,7 +300,7 @@ impl<'c> Call<'c> {
     /// # Errors
     /// A key that cannot be used, or Redis cannot be reached.
     pub async fn ttl(self) -> Result<Option<Duration>, Error> {
-        scoped::ttl(&self.target::<()>()?).await
+        Ok(scoped::ttl(&self.target::<()>()?).await?.map(|life| life.left))
     }
 
     /// The key as the server sees it.
@@ -312,7 +312,8 @@ impl<'c> Call<'c> {
     }
 
     fn origin(&self) -> Origin {
-        if self.site.bound { self.site.origin } else { Origin::none() }
+        let origin = if self.site.bound { self.site.origin } else { Origin::none() };
+        origin.with_version(self.site.version)
     }
 
     fn target<T: CacheValue>(self) -> Result<Target<'c>, Error> {

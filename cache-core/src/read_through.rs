@@ -15,6 +15,7 @@ use crate::{
     error::Error,
     invalidate, lead,
     near::{Cached, unerase},
+    nesting,
     remote::Budget,
     share::Share,
     single_flight::{Awaited, Ending, Follower, Joined, Leader},
@@ -50,6 +51,7 @@ pub(crate) async fn read_through<T: CacheValue, E>(
                 return result;
             }
             Step::GoAround => continue,
+            Step::Alone => break,
         };
         return lead::lead(call, leader, fetch).await;
     }
@@ -88,9 +90,11 @@ pub(crate) async fn peek<T: CacheValue>(target: &Target<'_>) -> Result<Option<Ca
     }
     let slot = target.slot();
     let counters = state.stats.counters(slot);
+    backplane::ensure(state);
+    invalidate::ensure(state);
+    // The watch before the look into the journal, as an invalidation is written there before it bumps.
+    let (asked_at, watch) = (state.clock.now(), target.watch());
     if let Some(remote) = state.remote.as_ref().filter(|_| !target.must_miss()) {
-        backplane::ensure(state);
-        let (asked_at, watch) = (state.clock.now(), target.watch());
         let read = remote.read(&mut Budget::new(state.options.op_timeout), &target.key).await;
         let read = read.inspect_err(|_| counters.remote_errors.increment())?;
         if let Verdict::Hit(value) = target.accept(&read, asked_at, watch, slot) {
@@ -107,13 +111,17 @@ enum Step<'a, T, E> {
     Lead(Leader<'a>),
     Done(Result<Cached<T>, E>),
     GoAround,
+    /// It has waited for long enough.
+    Alone,
 }
 
 impl<'a, T: CacheValue, E> Call<'a, T, E> {
     async fn lookup_remote(&mut self) -> Option<Cached<T>> {
         backplane::ensure(self.state);
-        let remote = self.state.remote.as_ref().filter(|_| !self.target.must_miss())?;
+        invalidate::ensure(self.state);
+        // The watch before the look into the journal, as an invalidation is written there before it bumps.
         let (asked_at, watch) = (self.state.clock.now(), self.target.watch());
+        let remote = self.state.remote.as_ref().filter(|_| !self.target.must_miss())?;
         match remote.read(&mut self.budget, &self.target.key).await {
             Ok(read) => match self.target.accept(&read, asked_at, watch, self.slot) {
                 Verdict::Hit(value) => {
@@ -138,7 +146,8 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
             Joined::Follower(follower) => match self.follow(follower).await {
                 Some(Awaited::Leader(leader)) => Step::Lead(leader),
                 Some(Awaited::Ending(ending)) => self.take(ending),
-                Some(Awaited::GoAround) | None => Step::GoAround,
+                Some(Awaited::GoAround) => Step::GoAround,
+                None => Step::Alone,
             },
         }
     }
@@ -146,18 +155,22 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
     /// Waits for the leader, and takes its place if it is not polled for a lease period. `None` after `max_fetch`.
     async fn follow(&self, mut follower: Follower<'a>) -> Option<Awaited<'a>> {
         let (clock, patience) = (self.state.clock, self.state.options.lease);
-        let mut left = self.state.options.max_fetch;
+        // Inside a fetch no longer than a lease period: whoever leads may be waiting for the fetch around this call.
+        let mut left = if nesting::is_nested() { patience } else { self.state.options.max_fetch };
+        // What is left of the leader's lease period since it was polled last.
+        let mut turn = patience;
         loop {
-            let turn = patience.min(left);
+            turn = turn.min(left);
             let awaited = tokio::select! {
                 biased;
                 awaited = follower.wait(self.target.watch(), || clock.now()) => return Some(awaited),
                 () = sleep(turn) => follower.depose(patience, self.target.watch(), clock.now()),
             };
-            if let Some(leader) = awaited {
-                return Some(Awaited::Leader(leader));
-            }
             left = left.saturating_sub(turn);
+            match awaited {
+                Ok(leader) => return Some(Awaited::Leader(leader)),
+                Err(rest) => turn = rest,
+            }
             if left.is_zero() {
                 return None;
             }

@@ -1,6 +1,6 @@
 //! The data verbs, for the keys of one tenant or of none.
 
-use std::{any::TypeId, convert::Infallible, future::Future, pin::pin, time::Duration};
+use std::{any::TypeId, convert::Infallible, future::Future, time::Duration};
 
 use crate::{
     cache::Cache,
@@ -10,7 +10,7 @@ use crate::{
     key::{FullKey, Prefix, TenantArgument, pattern, prefix},
     keyspace::{Binding, Key, Keyspace, Origin},
     many, read_through,
-    remote::Budget,
+    remote::{Budget, Life},
     share::Share,
     state::Target,
     sync::Arc,
@@ -60,7 +60,7 @@ impl Scoped {
         Ok(Target {
             state: &self.cache.state,
             key: FullKey::new(&self.prefix, keyspace.profile().name(), key.writer()?),
-            binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none() },
+            binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none().with_version(keyspace.version()) },
             profile: *keyspace.profile(),
             version: keyspace.version(),
             codec: keyspace.codec(),
@@ -72,7 +72,12 @@ impl Scoped {
     /// # Errors
     /// A key that cannot be used, or Redis cannot be reached in time.
     pub async fn get<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Arc<T>>, Error> {
-        Ok(read_through::peek(&self.target(key)?).await?.flatten())
+        let target = self.target(key)?;
+        if let Some(value) = target.lookup_near() {
+            return Ok(value);
+        }
+        // Boxed: some kilobytes of state that a near hit does not need.
+        Ok(Box::pin(async move { read_through::peek(&target).await }).await?.flatten())
     }
 
     /// The values, in input order, `None` where no tier has one. Cost: at most one round trip for all.
@@ -158,14 +163,21 @@ impl Scoped {
         // Boxed with the fetch: that is some kilobytes of state, which a near hit does not need and the caller's
         // future need not hold.
         let past_near = Box::pin(async move {
-            let mut fetch = pin!(fetch());
-            let some = async { fetch.as_mut().await.map(|value| Some(value.into())) };
+            let mut fetch = Some(fetch);
+            // Called when it is needed: a closure may do work before it returns its future.
+            let some = async {
+                let Some(fetch) = fetch.take() else { unreachable!("awaited once") };
+                fetch().await.map(|value| Some(value.into()))
+            };
             let value = read_through::read_through(&target, some, share).await?;
             match value {
                 Some(value) => Ok(value),
                 // Cached by an annotated function that says "there is none" under this key. A direct fetch gives a
                 // value or an error; it was not run.
-                None => fetch.await.map(Into::into),
+                None => {
+                    let Some(fetch) = fetch.take() else { unreachable!("a fetch gives a value") };
+                    fetch().await.map(Into::into)
+                }
             }
         });
         past_near.await
@@ -174,8 +186,8 @@ impl Scoped {
     /// The values, in input order: from a tier, from other calls that are fetching them, or from one `fetch` of all
     /// that are missing. `None` where the fetch gave none for the key. Cost: one round trip to look, two to store.
     ///
-    /// `fetch` gets the missing keys and returns key and value of those it found. It is called once more for a
-    /// single key where another call was fetching that and failed.
+    /// `fetch` gets the missing keys, each once, and returns key and value of those it found. It is called once more
+    /// for a single key where another call was fetching that and gave nothing this one may take.
     ///
     /// # Errors
     /// Those of `fetch` only.
@@ -224,7 +236,8 @@ impl Scoped {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn ttl<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Duration>, Error> {
-        ttl(&self.target(key)?).await
+        let life = ttl(&self.target(key)?).await?;
+        Ok(life.filter(|life| !life.negative).map(|life| life.left))
     }
 
     /// Gives the value its full TTL again, jittered. False where there is none. Cost: at most one round trip.
@@ -278,7 +291,7 @@ impl Scoped {
 }
 
 /// What is left of an entry's life.
-pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Duration>, Error> {
+pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Life>, Error> {
     let state = target.state;
     if state.is_off() {
         return Ok(None);
@@ -288,7 +301,8 @@ pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Duration>, Error> 
         Some(remote) => remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await,
         None => {
             let now = state.clock.now();
-            Ok(state.near.expiry(target.key.as_str(), &target.binding.origin, now).map(|end| end.since(now)))
+            let found = state.near.expiry(target.key.as_str(), &target.binding.origin, now);
+            Ok(found.map(|(end, negative)| Life { left: end.since(now), negative }))
         }
     }
 }

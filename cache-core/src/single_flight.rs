@@ -106,8 +106,14 @@ impl Flights {
         Self { shards: std::array::from_fn(|_| Mutex::new(Map::with_hasher(hasher))), hasher }
     }
 
-    fn shard(&self, key: &(Box<str>, Binding)) -> &Mutex<Map> {
+    /// By key alone, so that all flights of one key are in one shard.
+    fn shard(&self, key: &str) -> &Mutex<Map> {
         &self.shards[(self.hasher.hash_one(key) >> 32) as usize % SHARDS]
+    }
+
+    /// Whether any fetch of `key` is under way.
+    pub(crate) fn is_under_way(&self, key: &str) -> bool {
+        self.shard(key).lock().keys().any(|(other, _)| **other == *key)
     }
 
     /// Joins the flight of `key`, or begins one as its leader.
@@ -123,7 +129,7 @@ impl Flights {
         now: Instant,
     ) -> Joined<'_> {
         let key = (Box::from(key), binding);
-        let mut map = self.shard(&key).lock();
+        let mut map = self.shard(&key.0).lock();
         if let Some(flight) = map.get(&key) {
             let mut state = flight.state.lock();
             if state.outcome.is_none() && stripes.unchanged(&state.watch) {
@@ -166,7 +172,7 @@ impl Flights {
 
     /// Takes `flight` off the map, so that nobody joins it any more.
     fn close(&self, flight: &Arc<Flight>) {
-        let mut map = self.shard(&flight.key).lock();
+        let mut map = self.shard(&flight.key.0).lock();
         if map.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
             map.remove(&flight.key);
         }
@@ -244,7 +250,9 @@ impl Leader<'_> {
 
     /// Ends the flight. `accepted` is the event at which the command was sent that accepted the value.
     pub(crate) fn finish(self, ending: Ending, accepted: Option<Event>) {
-        self.close();
+        if self.flight.state.lock().term == self.term {
+            self.close();
+        }
         let mut state = self.flight.state.lock();
         if state.term != self.term || state.outcome.is_some() {
             return;
@@ -275,7 +283,7 @@ impl Flights {
     /// Forgets a flight with neither leader nor followers. Checked again under the map's lock, where joining
     /// happens: between the two locks somebody may have come.
     fn close_if_abandoned(&self, flight: &Arc<Flight>) {
-        let mut map = self.shard(&flight.key).lock();
+        let mut map = self.shard(&flight.key.0).lock();
         let state = flight.state.lock();
         if !state.led
             && state.followers == 0
@@ -302,13 +310,14 @@ impl<'f> Follower<'f> {
     }
 
     /// Takes the lead if the leader was not polled for `patience`.
-    pub(crate) fn depose(&mut self, patience: Duration, watch: Watch, now: Instant) -> Option<Leader<'f>> {
+    pub(crate) fn depose(&mut self, patience: Duration, watch: Watch, now: Instant) -> Result<Leader<'f>, Duration> {
         let mut state = self.flight.state.lock();
-        if state.outcome.is_some() || now.since(state.polled) < patience {
-            return None;
+        let left = patience.saturating_sub(now.since(state.polled));
+        if state.outcome.is_some() || !left.is_zero() {
+            return Err(left.max(Duration::from_millis(1)));
         }
         let term = state.lead(watch, now);
-        Some(Leader { flights: self.flights, flight: self.flight.clone(), term })
+        Ok(Leader { flights: self.flights, flight: self.flight.clone(), term })
     }
 
     fn poll(&mut self, context: &Context<'_>, watch: Watch, now: &impl Fn() -> Instant) -> Poll<Awaited<'f>> {

@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub(crate) linking: AtomicBool,
     /// Closed or disabled: every call fetches.
     pub(crate) off: AtomicBool,
+    /// Closed: nothing is sent any more. A cache that is only disabled still invalidates for the others.
+    pub(crate) closed: AtomicBool,
 }
 
 impl State {
@@ -69,10 +71,15 @@ impl State {
             waiters: Waiters::default(),
             linking: AtomicBool::new(false),
             off: AtomicBool::new(off),
+            closed: AtomicBool::new(false),
             options,
             clock,
             remote,
         }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_off(&self) -> bool {
@@ -200,7 +207,8 @@ impl Target<'_> {
         len: usize,
     ) {
         let near_ttl = self.profile.near_ttl().unwrap_or(NEAR_TTL).min(left);
-        let expires = self.state.clock.now().saturating_add(near_ttl);
+        // From before the command was sent: the server began to count after that.
+        let expires = asked_at.saturating_add(near_ttl);
         self.keep(value, [expires, asked_at.saturating_add(UNCONFIRMED)], watch, slot, len);
     }
 
@@ -239,8 +247,16 @@ impl Target<'_> {
             return;
         }
         let origin = self.binding.origin;
-        let entry =
-            Entry { value: erase(value), origin, watch, expires: until[0], sure_until: until[1], slot, weight: 0 };
+        let entry = Entry {
+            value: erase(value),
+            origin,
+            watch,
+            expires: until[0],
+            sure_until: until[1],
+            negative: value.is_none(),
+            slot,
+            weight: 0,
+        };
         self.state.near.insert(self.key.as_str(), entry, len);
     }
 

@@ -84,11 +84,15 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
     if state.is_off() {
         return Err(closed());
     }
-    let Some(ttl) = target.fresh_ttl(value.is_none()) else { return Ok(()) };
+    let Some(ttl) = target.fresh_ttl(value.is_none()) else {
+        // Nothing that may be stored, and all the same newer than what is.
+        let _ = invalidate::keys(state, std::slice::from_ref(&target.key)).await;
+        return Ok(());
+    };
     let counters = state.stats.counters(slot);
     let Some(remote) = &state.remote else {
-        // Dooms a fetch under way; the snapshot after it is the new value's.
-        state.near.stripes.bump(target.key.as_str());
+        // Dooms fetches under way; the snapshot after it is the new value's.
+        invalidate::bump_key(state, target.key.as_str());
         target.keep_alone(&value, ttl, target.watch(), slot)?;
         counters.stored.increment();
         return Ok(());

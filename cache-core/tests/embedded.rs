@@ -393,3 +393,19 @@ fn calls_are_small_futures() {
     ];
     assert!(sizes.iter().all(|size| *size < 6_000) && sizes[1] < 1_500, "{sizes:?}");
 }
+
+/// Without Redis a value lost is a value fetched again: writing one key costs no other.
+#[tokio::test]
+async fn ten_thousand_values_are_set_and_all_of_them_are_there() {
+    let acme = Cache::in_memory().tenant("acme").unwrap();
+    for id in 0..10_000 {
+        acme.set(&REPORTS.key(id), id.to_string()).await.unwrap();
+    }
+    for id in (0..10_000).step_by(3) {
+        assert!(acme.invalidate(&REPORTS.key(id)).await.is_applied());
+    }
+    for id in 0..10_000 {
+        let found = acme.get(&REPORTS.key(id)).await.unwrap();
+        assert_eq!(found.as_deref().cloned(), (id % 3 != 0).then(|| id.to_string()));
+    }
+}

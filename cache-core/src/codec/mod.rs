@@ -53,8 +53,8 @@ impl Codec {
     /// The encoded value. Neither an error nor a panic of the type's `Serialize` reaches the user's call.
     pub(crate) fn encode<T: Serialize>(self, value: &T) -> Result<Vec<u8>, Error> {
         guarded(|| match self {
-            Self::MessagePack => rmp_serde::to_vec_named(value).map_err(|error| error.to_string()),
-            Self::Json => serde_json::to_vec(value).map_err(|error| error.to_string()),
+            Self::MessagePack => rmp_serde::to_vec_named(value).map_err(drop),
+            Self::Json => serde_json::to_vec(value).map_err(drop),
         })
     }
 
@@ -73,17 +73,17 @@ impl Codec {
 pub(crate) fn encoded_len<T: Serialize>(value: &T) -> Result<usize, Error> {
     guarded(|| {
         let mut counter = Counter(0);
-        rmp_serde::encode::write_named(&mut counter, value).map_err(|error| error.to_string())?;
+        rmp_serde::encode::write_named(&mut counter, value).map_err(drop)?;
         Ok(counter.0)
     })
 }
 
-fn guarded<R>(encode: impl FnOnce() -> Result<R, String>) -> Result<R, Error> {
+fn guarded<R>(encode: impl FnOnce() -> Result<R, ()>) -> Result<R, Error> {
     let message = match catch_unwind(AssertUnwindSafe(encode)) {
         Ok(Ok(done)) => return Ok(done),
-        // Formats other than ours put no payload into their messages; the type's own text is kept short.
-        Ok(Err(reason)) => format!("a value could not be serialised and was not stored: {reason:.200}"),
-        Err(_) => "a value's Serialize panicked; the value was not stored".to_owned(),
+        // Without the reason: a type's own message may quote the value.
+        Ok(Err(())) => "a value's Serialize failed; the value was not stored",
+        Err(_) => "a value's Serialize panicked; the value was not stored",
     };
     Err(Error::new(ErrorKind::Encode, message))
 }

@@ -7,7 +7,7 @@ mod stripes;
 
 use std::{any::Any, marker::PhantomData, thread::available_parallelism};
 
-use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
+use quick_cache::{Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 use rapidhash::fast::RandomState;
 
 pub(crate) use self::stripes::{Stripes, Watch};
@@ -15,15 +15,17 @@ use crate::{
     clock::Instant,
     keyspace::Origin,
     stats::Slot,
-    sync::{Arc, AtomicU64, Ordering},
+    sync::{Arc, AtomicU64, Mutex, Ordering},
 };
 
 /// Estimated bytes of an entry beside its key and value: the map's slot, the entry and two allocations.
 const OVERHEAD: usize = 160;
 
 pub(crate) struct Near {
-    entries: Cache<Box<str>, Entry, Weight, RandomState>,
+    entries: Cache<Box<str>, Entry, Weight, RandomState, Outside>,
     pub(crate) stripes: Stripes,
+    /// Held while an entry is stored or touched, by key.
+    writing: [Mutex<()>; 32],
     /// Until when the backplane vouches for what Redis has confirmed: bits of an instant.
     linked_until: AtomicU64,
 }
@@ -62,8 +64,22 @@ pub(crate) struct Entry {
     pub(crate) expires: Instant,
     /// Until when the entry is served without the backplane vouching for it.
     pub(crate) sure_until: Instant,
+    /// Whether it says that there is none.
+    pub(crate) negative: bool,
     pub(crate) slot: Slot,
     pub(crate) weight: u32,
+}
+
+/// Carries what is evicted out of the map's lock: dropping a value runs the user's code.
+#[derive(Clone)]
+struct Outside;
+
+impl Lifecycle<Box<str>, Entry> for Outside {
+    type RequestState = Vec<(Box<str>, Entry)>;
+
+    fn on_evict(&self, evicted: &mut Self::RequestState, key: Box<str>, entry: Entry) {
+        evicted.push((key, entry));
+    }
 }
 
 #[derive(Clone)]
@@ -89,8 +105,8 @@ impl Near {
             .shards(shards)
             .build()
             .unwrap_or_else(|_| unreachable!("both capacities are set"));
-        let entries = Cache::with_options(options, Weight, RandomState::new(), Default::default());
-        Self { entries, stripes: Stripes::new(), linked_until: AtomicU64::new(0) }
+        let entries = Cache::with_options(options, Weight, RandomState::new(), Outside);
+        Self { entries, stripes: Stripes::new(), writing: Default::default(), linked_until: AtomicU64::new(0) }
     }
 
     /// The value under `key`, if it is of this type and function, alive, and not invalidated.
@@ -108,11 +124,11 @@ impl Near {
         Some((unerase(entry.value)?, entry.slot))
     }
 
-    /// The end of the life of the entry under `key`, if [`get`](Self::get) would return it.
-    pub(crate) fn expiry(&self, key: &str, origin: &Origin, now: Instant) -> Option<Instant> {
+    /// The end of the life of the entry under `key` and whether it says that there is none, if [`get`](Self::get) would return it.
+    pub(crate) fn expiry(&self, key: &str, origin: &Origin, now: Instant) -> Option<(Instant, bool)> {
         let entry = self.entries.peek(key)?;
         let alive = entry.origin == *origin && self.is_alive(&entry, now);
-        alive.then_some(entry.expires)
+        alive.then_some((entry.expires, entry.negative))
     }
 
     #[inline]
@@ -141,17 +157,29 @@ impl Near {
     pub(crate) fn insert(&self, key: &str, mut entry: Entry, value_len: usize) {
         let weight = key.len() + value_len + OVERHEAD;
         entry.weight = u32::try_from(weight).unwrap_or(u32::MAX);
-        self.entries.insert(key.into(), entry);
+        let mut evicted = Vec::new();
+        {
+            let _writing = self.writing(key);
+            self.entries.insert_with_lifecycle(key.into(), entry, &mut evicted);
+        }
+        // Dropping a value runs the user's code: under no lock.
+        drop(evicted);
     }
 
     /// Gives the entry under `key` a new end of life. Returns whether there was one.
     pub(crate) fn touch(&self, key: &str, origin: &Origin, now: Instant, expires: Instant) -> bool {
-        if self.expiry(key, origin, now).is_none() {
+        // A value that is stored between the look and the replacement would be lost to the older one.
+        let _writing = self.writing(key);
+        let Some(entry) = self.entries.peek(key) else { return false };
+        if entry.origin != *origin || !self.is_alive(&entry, now) {
             return false;
         }
-        let Some(entry) = self.entries.peek(key) else { return false };
         // Its watch is kept: an invalidation in between still counts.
         self.entries.replace(key.into(), Entry { expires, ..entry }, true).is_ok()
+    }
+
+    fn writing(&self, key: &str) -> std::sync::MutexGuard<'_, ()> {
+        self.writing[self.stripes.spread(key, self.writing.len())].lock()
     }
 
     /// Removes what is stored under `key`. Housekeeping: the bump of its stripe is what invalidates.
@@ -198,6 +226,7 @@ mod tests {
                 watch,
                 expires: now.saturating_add(ttl),
                 sure_until: Instant::MAX,
+                negative: false,
                 slot: crate::stats::Registry::default().slot("p"),
                 weight: 0,
             };
@@ -237,6 +266,7 @@ mod tests {
                 watch,
                 expires,
                 sure_until: Instant::MAX,
+                negative: false,
                 slot,
                 weight: 0,
             },
@@ -258,6 +288,7 @@ mod tests {
             watch,
             expires: later(9_000),
             sure_until: later(3_000),
+            negative: false,
             slot,
             weight: 0,
         };

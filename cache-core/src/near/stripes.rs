@@ -10,8 +10,8 @@ use rapidhash::fast::RandomState;
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// 32 KiB; at a thousand invalidated keys per second a live entry suffers a needless miss every four seconds.
-const STRIPES: usize = 4096;
+/// 512 KiB; at a thousand invalidated keys per second a live copy suffers a needless miss once a minute.
+const STRIPES: usize = 1 << 16;
 
 #[derive(Debug)]
 pub(crate) struct Stripes {
@@ -71,8 +71,13 @@ impl Stripes {
         self.everything.fetch_max(now, Ordering::SeqCst);
     }
 
+    /// One of `places` for this name.
+    pub(super) fn spread(&self, name: &str, places: usize) -> usize {
+        (self.hasher.hash_one(name) >> 32) as usize % places
+    }
+
     fn stripe(&self, name: &str) -> u16 {
-        // The remainder is below 4096.
+        // The remainder fits.
         #[expect(clippy::cast_possible_truncation, reason = "below STRIPES")]
         let stripe = (self.hasher.hash_one(name) % STRIPES as u64) as u16;
         stripe

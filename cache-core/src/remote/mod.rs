@@ -19,7 +19,7 @@ use self::{
     scripts::{Lua, Scripts},
 };
 use crate::{
-    clock::{Clock, ServerClock, millis},
+    clock::{Clock, ServerClock, millis, unpanicked},
     codec::envelope::{GENERATION, HEAD, Id, SEEN, Stamp, peek},
     error::{Error, ErrorKind},
     key::{FullKey, pattern::Glob, sweep_fence},
@@ -56,9 +56,15 @@ impl Budget {
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
         let begun = tokio::time::Instant::now();
-        let result = tokio::time::timeout(self.0, command).await;
+        // Tokio and the pool panic in a runtime without timers or one that shuts down.
+        let limited = unpanicked(async { tokio::time::timeout(self.0, command).await }).await;
         self.0 = self.0.saturating_sub(begun.elapsed());
-        result.unwrap_or_else(|_| Err(timeout()))
+        let unusable = || {
+            let message =
+                "this tokio runtime cannot carry a call to Redis: it has no timers (`enable_all`) or shuts down";
+            Error::new(ErrorKind::Unavailable, message)
+        };
+        limited.map_or_else(|| Err(unusable()), |result| result.unwrap_or_else(|_| Err(timeout())))
     }
 }
 
@@ -88,6 +94,13 @@ impl std::fmt::Debug for Remote {
 pub(crate) struct Read {
     pub(crate) value: Option<Vec<u8>>,
     pub(crate) generations: Generations,
+}
+
+/// What is left of the life of a valid entry, and whether it says that there is none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Life {
+    pub(crate) left: Duration,
+    pub(crate) negative: bool,
 }
 
 /// The answer to LEASE.
@@ -179,6 +192,12 @@ impl Remote {
         batch::read_many(self, budget, keys).await
     }
 
+    /// Chooses the connection that LEASE, RENEW, FILL and RELEASE of this lease go over, so that none overtakes another.
+    pub(crate) async fn connect(self: &Arc<Self>, budget: &mut Budget, lease: &mut Lease) -> Result<(), Error> {
+        lease.connection = Some(self.admitted(budget, self.pool.connection()).await?);
+        Ok(())
+    }
+
     /// LEASE. `seen` is the start of an entry this call refused.
     pub(crate) async fn lease(
         self: &Arc<Self>,
@@ -192,8 +211,9 @@ impl Remote {
         let (period, keep) = (millis(period).to_string(), keep_ms(ttl));
         let seen = seen.map_or(&[][..], |bytes| &bytes[..bytes.len().min(SEEN)]);
         let args: [&[u8]; 7] = [&lease.token, period.as_bytes(), seen, keep.as_bytes(), &ids[0], &ids[1], &ids[2]];
-        let (reply, connection) = self.script(budget, None, &self.scripts.lease, &lease.keys(), &args).await?;
-        // RELEASE and FILL go the same way, so that they cannot overtake this one.
+        let (reply, connection) =
+            self.script(budget, lease.connection.clone(), &self.scripts.lease, &lease.keys(), &args).await?;
+        // Another one where the first was lost.
         lease.connection = Some(connection);
         parse_leased(reply).ok_or_else(unexpected)
     }
@@ -250,9 +270,30 @@ impl Remote {
         let ids: [Id; GENERATIONS] = rand::random();
         let (ttl_ms, keep) = (millis(ttl).to_string(), keep_ms(ttl));
         let notice = Notice::Key(key.as_str()).to_bytes();
-        let args: [&[u8]; 8] =
-            [ttl_ms.as_bytes(), keep.as_bytes(), head, payload, self.channel.as_bytes(), &notice, &ids[0], &ids[1]];
-        Ok(is_one(&self.script(budget, None, &self.scripts.set, &keys, &args).await?.0))
+        // A SET that is given up may still be on its way. Past this time the server refuses it, so that it undoes no
+        // later invalidation.
+        let late = self.server_now_ms().saturating_add(millis(budget.0)).saturating_add(LATE_MS).to_string();
+        let args: [&[u8]; 9] = [
+            ttl_ms.as_bytes(),
+            keep.as_bytes(),
+            head,
+            payload,
+            self.channel.as_bytes(),
+            &notice,
+            late.as_bytes(),
+            &ids[0],
+            &ids[1],
+        ];
+        match self.script(budget, None, &self.scripts.set, &keys, &args).await?.0 {
+            // The server's clock was set forward since it was asked, or the network held us up.
+            Value::Array(late) => {
+                if let Some(server_ms) = pool::server_ms(&Value::Array(late)) {
+                    self.server_clock.learn(server_ms, Duration::ZERO);
+                }
+                Err(Error::new(ErrorKind::Timeout, "Redis got the value too late and did not store it"))
+            }
+            stored => Ok(is_one(&stored)),
+        }
     }
 
     /// TOUCH. False when there is no valid value.
@@ -271,7 +312,7 @@ impl Remote {
     }
 
     /// What is left of the life of a valid value; `None` where there is none. Moves the head only.
-    pub(crate) async fn ttl(self: &Arc<Self>, budget: &mut Budget, key: &FullKey) -> Result<Option<Duration>, Error> {
+    pub(crate) async fn ttl(self: &Arc<Self>, budget: &mut Budget, key: &FullKey) -> Result<Option<Life>, Error> {
         let mut pipeline = Pipeline::new();
         let end = HEAD + GENERATIONS * GENERATION - 1;
         pipeline.cmd("GETRANGE").arg(key.as_str()).arg(0).arg(end);
@@ -287,8 +328,8 @@ impl Remote {
             return Err(unexpected());
         };
         let generations = generations(ids);
-        let valid = peek(head, &generations) && *left_ms > 0;
-        Ok(valid.then(|| Duration::from_millis(left_ms.unsigned_abs())))
+        let negative = peek(head, &generations).filter(|_| *left_ms > 0);
+        Ok(negative.map(|negative| Life { left: Duration::from_millis(left_ms.unsigned_abs()), negative }))
     }
 
     /// INVALIDATE key, for several keys in one round trip.
@@ -420,9 +461,15 @@ impl Remote {
                 return Err(open());
             }
         }
-        let result = budget.limit(attempt).await;
+        // Boxed: connecting is some kilobytes of state, which every caller's future would hold.
+        let result = budget.limit(Box::pin(attempt)).await;
         match &result {
-            Err(error) if error.is_unavailable() || error.kind() == ErrorKind::ReadOnly => self.note_failure(),
+            Err(error)
+                if error.is_unavailable()
+                    || matches!(error.kind(), ErrorKind::ReadOnly | ErrorKind::Authentication) =>
+            {
+                self.note_failure()
+            }
             // Any answer, be it an error, says that the server is there.
             _ => self.breaker.succeeded(),
         }
@@ -432,7 +479,7 @@ impl Remote {
     fn note_failure(&self) {
         if self.breaker.failed() {
             // A half-open connection never fails by itself: start anew when we try again.
-            self.pool.close();
+            self.pool.reset();
         }
     }
 
@@ -476,12 +523,17 @@ impl Remote {
             // EXISTS on a key of ours is answered by whoever may serve reads; writes that are refused later count
             // as failures again.
             match remote.ping(remote.op_timeout).await {
-                Err(error) if error.is_unavailable() => remote.pool.close(),
+                Err(error) if error.is_unavailable() || error.kind() == ErrorKind::Authentication => {
+                    remote.pool.reset()
+                }
                 _ => remote.breaker.succeeded(),
             }
         });
     }
 }
+
+/// How far the estimate of the server's clock may be off before a SET in time is refused as late.
+const LATE_MS: u64 = 100;
 
 fn open() -> Error {
     Error::new(ErrorKind::Unavailable, "Redis failed several times in a row and is not asked again for a moment")

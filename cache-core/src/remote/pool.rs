@@ -26,6 +26,7 @@ pub(crate) struct Pool {
     options: PoolOptions,
     generations: AtomicU64,
     current: Mutex<Option<Generation>>,
+    closed: AtomicBool,
     on_reconnect: OnceLock<Hook>,
 }
 
@@ -72,6 +73,7 @@ impl Pool {
             options,
             generations: AtomicU64::new(0),
             current: Mutex::new(None),
+            closed: AtomicBool::new(false),
             on_reconnect: OnceLock::new(),
         }
     }
@@ -108,13 +110,22 @@ impl Pool {
         }
     }
 
-    /// Drops all connections.
-    pub(crate) fn close(&self) {
+    /// Drops all connections; the next call makes new ones.
+    pub(crate) fn reset(&self) {
         *self.current.lock() = None;
+    }
+
+    /// Drops all connections, for good.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.reset();
     }
 
     fn generation(&self) -> Result<Generation, Error> {
         let mut current = self.current.lock();
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the cache is closed"));
+        }
         if let Some(generation) = current.as_ref().filter(|generation| generation.carried.load(Ordering::Acquire)) {
             return Ok(generation.clone());
         }

@@ -6,6 +6,9 @@ for i = 1, count + 1 do
   if not ids[i] or #ids[i] ~= 16 then
     ids[i] = ARGV[4 + i]
     redis.call('SET', KEYS[2 + i], ids[i], 'PX', ARGV[4])
+  elseif redis.call('PTTL', KEYS[2 + i]) < tonumber(ARGV[4]) then
+    -- It must outlive the fetch, or FILL is refused.
+    redis.call('PEXPIRE', KEYS[2 + i], ARGV[4])
   end
 end
 local generations = table.concat(ids, '', 2)
@@ -17,17 +20,20 @@ if type(head) == 'string' and #head == 88 + 16 * count and head:sub(1, 4) == 'CC
 end
 
 local noted = ids[1] .. generations
+-- Whether somebody waits: kept when an outdated lease is taken over.
+local waits = '0'
 local lease = redis.pcall('GET', KEYS[2])
 if type(lease) == 'string' then
   local left = redis.call('PTTL', KEYS[2])
   if lease:sub(1, 1) == 'W' then
     return {'fenced', left}
   end
+  waits = lease:sub(1, 1) == 'L' and lease:sub(2, 2) or '0'
   -- A lease with our own token: the reply to an earlier attempt got lost.
   if left > 0 and lease:sub(3, 18) ~= ARGV[1] and lease:sub(19) == noted then
     redis.call('SETRANGE', KEYS[2], 1, '1')
     return {'taken', left, lease:sub(3, 18)}
   end
 end
-redis.call('SET', KEYS[2], 'L0' .. ARGV[1] .. noted, 'PX', ARGV[2])
+redis.call('SET', KEYS[2], 'L' .. waits .. ARGV[1] .. noted, 'PX', ARGV[2])
 return {'granted', generations}
