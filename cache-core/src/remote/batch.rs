@@ -5,10 +5,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use bb8_redis::redis::{Value, cmd};
+use arrayvec::ArrayString;
+use bb8_redis::redis::{Cmd, Value};
+use rapidhash::fast::RandomState;
 use tokio::sync::oneshot;
 
-use super::{Budget, GENERATIONS, Generations, Read, Remote, generations, unexpected};
+use super::{Budget, GENERATIONS, Read, Remote, generations, unexpected};
 use crate::{
     clock::Instant,
     error::{Error, ErrorKind},
@@ -16,8 +18,9 @@ use crate::{
     sync::{Arc, AtomicUsize, Mutex, Ordering},
 };
 
-/// Calls under way up to which each sends its own command. Measured: at 16 tasks plain multiplexing wins.
-const DIRECT: usize = 20;
+/// Calls under way up to which each sends its own command: a lone caller gains nothing from a batch. Measured: at 16
+/// tasks gathering wins already.
+const DIRECT: usize = 2;
 /// Most keys of one MGET, so that a batch does not hold up the server or another caller's reply.
 const MAX_BATCH: usize = 128;
 /// A queue is sent within one turn of the runtime; one this old was forgotten by a runtime that is not polled.
@@ -42,17 +45,45 @@ struct Waiting {
     reply: oneshot::Sender<Result<Read, Error>>,
 }
 
-/// The names of a value and of its generations.
+/// A value's key and where the names of its tenant and keyspace end in it.
 #[derive(Debug)]
 struct Keys {
-    value: String,
-    generations: [String; GENERATIONS],
+    value: Box<str>,
+    scope_end: usize,
+    keyspace_end: usize,
 }
 
 impl Keys {
     fn new(key: &FullKey) -> Self {
-        Self { value: key.as_str().to_owned(), generations: [key.scope_generation(), key.keyspace_generation()] }
+        Self { value: key.as_str().into(), scope_end: key.scope().len(), keyspace_end: key.keyspace().len() }
     }
+
+    fn scope(&self) -> &str {
+        &self.value[..self.scope_end]
+    }
+
+    fn keyspace(&self) -> &str {
+        &self.value[..self.keyspace_end]
+    }
+}
+
+/// The name of a generation, on the stack.
+type Name = ArrayString<384>;
+
+fn name(prefix: &str, end: &str) -> Name {
+    let mut name = Name::new_const();
+    // A key's prefix is shorter than a key, which is shorter than this.
+    name.push_str(prefix);
+    name.push_str(end);
+    name
+}
+
+fn scope_generation(scope: &str) -> Name {
+    name(scope, "~g")
+}
+
+fn keyspace_generation(keyspace: &str) -> Name {
+    name(keyspace, ":~g")
 }
 
 /// Counts a call while it is under way, however it ends.
@@ -81,8 +112,9 @@ pub(super) async fn read(remote: &Arc<Remote>, budget: &mut Budget, key: &FullKe
 }
 
 async fn direct(remote: &Arc<Remote>, budget: &mut Budget, key: &FullKey) -> Result<Read, Error> {
-    let mut mget = cmd("MGET");
-    mget.arg(key.as_str()).arg(key.scope_generation()).arg(key.keyspace_generation());
+    let mut mget = Cmd::with_capacity(2 + GENERATIONS, 3 * key.as_str().len() + 16);
+    mget.arg("MGET").arg(key.as_str());
+    mget.arg(&*scope_generation(key.scope())).arg(&*keyspace_generation(key.keyspace()));
     let (reply, _) = remote.command(budget, None, &mget).await?;
     let Value::Array(mut values) = reply else { return Err(unexpected()) };
     if values.len() != 1 + GENERATIONS {
@@ -167,17 +199,35 @@ pub(super) async fn read_many(remote: &Arc<Remote>, budget: &mut Budget, keys: &
 
 /// One MGET: all values, then each generation once.
 async fn mget(remote: &Arc<Remote>, budget: &mut Budget, keys: &[Keys]) -> Result<Vec<Read>, Error> {
-    let mut places: HashMap<&str, usize> = HashMap::new();
-    let mut mget = cmd("MGET");
+    let length = keys.iter().map(|key| key.value.len()).sum::<usize>();
+    let mut mget = Cmd::with_capacity(keys.len() + 8, length + 256);
+    mget.arg("MGET");
     for key in keys {
-        mget.arg(&key.value);
+        mget.arg(&*key.value);
     }
-    for name in keys.iter().flat_map(|key| &key.generations) {
-        let next = places.len();
-        places.entry(name).or_insert_with(|| {
-            mget.arg(name);
-            next
-        });
+    let mut places: HashMap<&str, usize, RandomState> = HashMap::default();
+    // Neighbours mostly are of one keyspace.
+    let mut last: Option<(&str, [usize; GENERATIONS])> = None;
+    let mut wanted = Vec::with_capacity(keys.len());
+    for key in keys {
+        let at = match last {
+            Some((keyspace, at)) if keyspace == key.keyspace() => at,
+            _ => {
+                let next = places.len();
+                let scope = *places.entry(key.scope()).or_insert_with(|| {
+                    mget.arg(&*scope_generation(key.scope()));
+                    next
+                });
+                let next = places.len();
+                let keyspace = *places.entry(key.keyspace()).or_insert_with(|| {
+                    mget.arg(&*keyspace_generation(key.keyspace()));
+                    next
+                });
+                [scope, keyspace]
+            }
+        };
+        last = Some((key.keyspace(), at));
+        wanted.push(at);
     }
     let (reply, _) = remote.command(budget, None, &mget).await?;
     let Value::Array(mut values) = reply else { return Err(unexpected()) };
@@ -185,12 +235,10 @@ async fn mget(remote: &Arc<Remote>, budget: &mut Budget, keys: &[Keys]) -> Resul
         return Err(unexpected());
     }
     let ids = values.split_off(keys.len());
-    let generation = |name: &String| generations(std::slice::from_ref(&ids[places[name.as_str()]]))[0];
-    let read = |(key, value): (&Keys, Value)| {
-        let generations: Generations = std::array::from_fn(|at| generation(&key.generations[at]));
-        Read { value: bytes(value), generations }
-    };
-    Ok(keys.iter().zip(values).map(read).collect())
+    let ids: Vec<_> = ids.iter().map(|id| generations(std::slice::from_ref(id))[0]).collect();
+    let read =
+        |(at, value): ([usize; GENERATIONS], Value)| Read { value: bytes(value), generations: at.map(|at| ids[at]) };
+    Ok(wanted.into_iter().zip(values).map(read).collect())
 }
 
 fn bytes(value: Value) -> Option<Vec<u8>> {

@@ -20,6 +20,9 @@ use crate::{
     sync::{Arc, AtomicBool, AtomicU64, Mutex, OnceLock, Ordering},
 };
 
+/// How long one connection is used before bb8 is asked again.
+const IN_USE: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(crate) struct Pool {
     manager: Manager,
@@ -46,6 +49,8 @@ struct Generation {
     pool: bb8::Pool<Manager>,
     /// Cleared when the runtime that carries the connections shuts down.
     carried: Arc<AtomicBool>,
+    /// The connection in use, and since when. bb8 is asked again after a while, so that its lifetimes hold.
+    in_use: Option<(MultiplexedConnection, std::time::Instant)>,
 }
 
 /// A handle to a shared connection, and the generation it is of.
@@ -86,6 +91,11 @@ impl Pool {
     /// A connection that was not seen failing. Waits for one to be made; the caller sets the deadline.
     pub(crate) async fn connection(&self) -> Result<Connection, Error> {
         let generation = self.generation()?;
+        if let Some((handle, since)) = &generation.in_use
+            && since.elapsed() < IN_USE
+        {
+            return Ok(Connection { handle: handle.clone(), generation: generation.number });
+        }
         let trouble = self.manager.trouble.clone();
         let failed = trouble.failed.notified();
         tokio::pin!(failed);
@@ -94,7 +104,14 @@ impl Pool {
             biased;
             guard = generation.pool.get() => match guard {
                 // The guard is dropped at once: a multiplexed connection carries any number of calls.
-                Ok(guard) => Ok(Connection { handle: guard.clone(), generation: generation.number }),
+                Ok(guard) => {
+                    let handle = guard.clone();
+                    let mut current = self.current.lock();
+                    if let Some(current) = current.as_mut().filter(|current| current.number == generation.number) {
+                        current.in_use = Some((handle.clone(), std::time::Instant::now()));
+                    }
+                    Ok(Connection { handle, generation: generation.number })
+                }
                 Err(RunError::User(error)) => Err(failure::classify(&error)),
                 Err(RunError::TimedOut) => Err(trouble.last()),
             },
@@ -147,7 +164,7 @@ impl Pool {
             drop(anchor);
         });
         let number = self.generations.fetch_add(1, Ordering::Relaxed);
-        let generation = Generation { number, pool, carried };
+        let generation = Generation { number, pool, carried, in_use: None };
         *current = Some(generation.clone());
         drop(current);
         if number > 0
