@@ -24,7 +24,7 @@ pub const KEYS: usize = 10_000;
 /// The tenant whose data is read.
 pub const TENANT: &str = "acme";
 
-/// The profile of [`report`], which lives longer than a benchmark.
+/// The profile of [`report()`], which lives longer than a benchmark.
 pub const REPORT: TtlProfile = TtlProfile::new("report", Duration::from_secs(3600));
 
 /// The keyspace for direct calls.
