@@ -149,8 +149,12 @@ impl Journal {
         let now = self.clock.now();
         let mut entries = self.entries.lock();
         entries.forget_old(now);
-        for entry in entries.by_coverage.values_mut() {
+        let Entries { by_coverage, next } = &mut *entries;
+        for entry in by_coverage.values_mut() {
             entry.acknowledged = None;
+            // An answer of the old server that is still under way acknowledges nothing any more.
+            *next += 1;
+            entry.number = *next;
         }
         self.recount(&entries);
     }
@@ -223,6 +227,8 @@ mod tests {
         journal.doubt();
         assert!(journal.must_miss(&x), "a reconnect puts it in doubt");
         journal.acknowledge(&again);
+        assert!(journal.must_miss(&x), "an answer from before the reconnect says nothing");
+        journal.pending().iter().for_each(|record| journal.acknowledge(record));
         tokio::time::advance(KEEP).await;
         journal.doubt();
         assert!(!journal.must_miss(&x), "not after ten seconds");

@@ -33,6 +33,8 @@ type Map = HashMap<(Box<str>, Binding), Arc<Flight>, RandomState>;
 #[derive(Debug)]
 pub(crate) struct Flights {
     shards: [Mutex<Map>; SHARDS],
+    /// How many leaders each key has, those included whose flight was replaced or passed on: each may still store.
+    leaders: [Mutex<HashMap<Box<str>, usize, RandomState>>; SHARDS],
     hasher: RandomState,
 }
 
@@ -103,17 +105,21 @@ pub(crate) enum Awaited<'f> {
 impl Flights {
     pub(crate) fn new() -> Self {
         let hasher = RandomState::new();
-        Self { shards: std::array::from_fn(|_| Mutex::new(Map::with_hasher(hasher))), hasher }
+        let leaders = std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(hasher)));
+        Self { shards: std::array::from_fn(|_| Mutex::new(Map::with_hasher(hasher))), leaders, hasher }
     }
 
-    /// By key alone, so that all flights of one key are in one shard.
+    fn place(&self, key: &str) -> usize {
+        (self.hasher.hash_one(key) >> 32) as usize % SHARDS
+    }
+
     fn shard(&self, key: &str) -> &Mutex<Map> {
-        &self.shards[(self.hasher.hash_one(key) >> 32) as usize % SHARDS]
+        &self.shards[self.place(key)]
     }
 
-    /// Whether any fetch of `key` is under way.
+    /// Whether any fetch of `key` is under way that may store.
     pub(crate) fn is_under_way(&self, key: &str) -> bool {
-        self.shard(key).lock().keys().any(|(other, _)| **other == *key)
+        self.leaders[self.place(key)].lock().contains_key(key)
     }
 
     /// Joins the flight of `key`, or begins one as its leader.
@@ -136,7 +142,7 @@ impl Flights {
                 if !state.led {
                     let term = state.lead(watch, now);
                     drop(state);
-                    return Joined::Leader(Leader { flights: self, flight: flight.clone(), term });
+                    return Joined::Leader(Leader::new(self, flight.clone(), term));
                 }
                 state.followers += 1;
                 let joined = state.events;
@@ -158,14 +164,14 @@ impl Flights {
         };
         let flight = Arc::new(Flight { key: key.clone(), state: Mutex::new(state) });
         map.insert(key, flight.clone());
-        Joined::Leader(Leader { flights: self, flight, term: 0 })
+        Joined::Leader(Leader::new(self, flight, 0))
     }
 
     /// The keys under way that `covers` accepts.
     pub(crate) fn keys(&self, mut covers: impl FnMut(&str) -> bool) -> Vec<Box<str>> {
         let mut keys = Vec::new();
-        for shard in &self.shards {
-            keys.extend(shard.lock().keys().filter(|(key, _)| covers(key)).map(|(key, _)| key.clone()));
+        for leaders in &self.leaders {
+            keys.extend(leaders.lock().keys().filter(|key| covers(key)).cloned());
         }
         keys
     }
@@ -216,7 +222,14 @@ pub(crate) struct Leader<'f> {
     term: u64,
 }
 
-impl Leader<'_> {
+impl<'f> Leader<'f> {
+    /// Counts the leader from before it watches or fetches anything, until it is dropped: after it has stored.
+    fn new(flights: &'f Flights, flight: Arc<Flight>, term: u64) -> Self {
+        let key = &flight.key.0;
+        *flights.leaders[flights.place(key)].lock().entry(key.clone()).or_default() += 1;
+        Self { flights, flight, term }
+    }
+
     /// Notes that a command is about to be sent which may accept a value: to be called right before sending.
     pub(crate) fn sending(&self) -> Event {
         Event(self.flight.state.lock().next_event())
@@ -265,6 +278,16 @@ impl Leader<'_> {
 
 impl Drop for Leader<'_> {
     fn drop(&mut self) {
+        {
+            let key = &self.flight.key.0;
+            let mut leaders = self.flights.leaders[self.flights.place(key)].lock();
+            if let Some(count) = leaders.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    leaders.remove(key);
+                }
+            }
+        }
         let mut state = self.flight.state.lock();
         if state.term != self.term || state.outcome.is_some() {
             return;
@@ -317,7 +340,7 @@ impl<'f> Follower<'f> {
             return Err(left.max(Duration::from_millis(1)));
         }
         let term = state.lead(watch, now);
-        Ok(Leader { flights: self.flights, flight: self.flight.clone(), term })
+        Ok(Leader::new(self.flights, self.flight.clone(), term))
     }
 
     fn poll(&mut self, context: &Context<'_>, watch: Watch, now: &impl Fn() -> Instant) -> Poll<Awaited<'f>> {
@@ -327,7 +350,7 @@ impl<'f> Follower<'f> {
         }
         if !state.led {
             let term = state.lead(watch, now());
-            return Poll::Ready(Awaited::Leader(Leader { flights: self.flights, flight: self.flight.clone(), term }));
+            return Poll::Ready(Awaited::Leader(Leader::new(self.flights, self.flight.clone(), term)));
         }
         let waker = Some(context.waker().clone());
         let place = self.waiter.or_else(|| state.free.pop()).unwrap_or_else(|| {

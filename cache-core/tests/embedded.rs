@@ -409,3 +409,19 @@ async fn ten_thousand_values_are_set_and_all_of_them_are_there() {
         assert_eq!(found.as_deref().cloned(), (id % 3 != 0).then(|| id.to_string()));
     }
 }
+
+/// G1. The interleaving: a leader is not polled and loses its place; the follower that leads fetches, stores and ends
+/// the flight; the key is invalidated; the first leader's fetch ends.
+#[tokio::test(start_paused = true)]
+async fn a_deposed_leader_stores_nothing_that_was_invalidated_meanwhile() {
+    let acme = cache();
+    let key = REPORTS.key("x");
+    let (send, receive) = tokio::sync::oneshot::channel::<String>();
+    let mut leader = pin!(acme.try_get_or_fetch(&key, || async move { Ok::<_, ()>(receive.await.unwrap()) }));
+    assert!(leader.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert_eq!(*acme.try_get_or_fetch(&key, || fetched("old")).await.unwrap(), "old");
+    assert!(acme.invalidate(&key).await.is_applied());
+    send.send("old".to_owned()).unwrap();
+    assert_eq!(*leader.await.unwrap(), "old", "its own call began before");
+    assert_eq!(*acme.try_get_or_fetch(&key, || fetched("new")).await.unwrap(), "new");
+}
