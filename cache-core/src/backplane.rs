@@ -177,7 +177,7 @@ fn handle(state: &State, own: &str, message: &Msg) -> Option<u64> {
             state.near.remove(key);
             state.waiters.wake(key);
         }
-        Some(Notice::Keyspace(name) | Notice::Scope(name)) => state.near.stripes.bump(name),
+        Some(Notice::Keyspace(name) | Notice::Scope(name) | Notice::Tag(name)) => state.near.stripes.bump(name),
         Some(Notice::Released(key)) => state.waiters.wake(key),
         // A newer process says what this one does not understand: better a miss than a stale hit.
         None => state.near.stripes.bump_everything(),

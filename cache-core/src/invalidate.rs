@@ -1,4 +1,4 @@
-//! Invalidation: of keys, patterns, keyspaces and tenants.
+//! Invalidation: of keys, patterns, tags, keyspaces and tenants.
 //!
 //! Written to the journal, then sent by a task of its own, so that dropping the caller's future still invalidates.
 //! The near tier is bumped before the command is sent and again after the reply: a read of this process that was
@@ -11,7 +11,7 @@ use rand::RngExt as _;
 use crate::{
     error::{Error, ErrorKind},
     journal::{Coverage, Record},
-    key::{FullKey, Prefix, keyspace_generation, pattern, pattern::Glob, scope_generation},
+    key::{FullKey, Prefix, keyspace_generation, pattern, pattern::Glob, scope_generation, tag::tag_generation},
     notice::Notice,
     remote::{Budget, Remote},
     state::State,
@@ -56,6 +56,11 @@ pub(crate) async fn scope(state: &Arc<State>, scope: &Prefix) -> Invalidated {
 /// Invalidates one keyspace of a tenant, in one round trip.
 pub(crate) async fn keyspace(state: &Arc<State>, scope: &Prefix, profile: &str) -> Invalidated {
     apply(state, vec![Coverage::Keyspace(format!("{scope}{profile}"))]).await
+}
+
+/// Invalidates what names a tag of a tenant, in one round trip. `tag` is percent-encoded.
+pub(crate) async fn tag(state: &Arc<State>, scope: &Prefix, tag: &str) -> Invalidated {
+    apply(state, vec![Coverage::Tag(tag_generation(scope, tag))]).await
 }
 
 /// Invalidates what a pattern covers.
@@ -165,6 +170,9 @@ async fn send_once(state: &Arc<State>, remote: &Arc<Remote>, records: &[Record])
                 let (generation, notice) = (scope_generation(scope), Notice::Scope(scope));
                 remote.invalidate_generation(&mut budget(), &generation, notice).await
             }
+            Coverage::Tag(generation) => {
+                remote.invalidate_generation(&mut budget(), generation, Notice::Tag(generation)).await
+            }
             Coverage::Pattern { scope, glob } => remote.sweep(scope, glob).await.map(drop),
             Coverage::Key(_) => Ok(()),
         };
@@ -224,7 +232,7 @@ fn bump(state: &State, coverage: &Coverage) {
     let stripes = &state.near.stripes;
     match coverage {
         Coverage::Key(key) => bump_key(state, key.as_str()),
-        Coverage::Keyspace(name) | Coverage::Scope(name) => stripes.bump(name),
+        Coverage::Keyspace(name) | Coverage::Scope(name) | Coverage::Tag(name) => stripes.bump(name),
         // Which keys other processes hold is not known here, and copies are cheap to fetch again.
         Coverage::Pattern { scope, .. } if state.remote.is_some() => stripes.bump(scope),
         Coverage::Pattern { scope, glob } => bump_covered(state, scope, glob),

@@ -23,6 +23,8 @@ pub(crate) enum Coverage {
     Key(Box<FullKey>),
     /// Prefix and profile.
     Keyspace(String),
+    /// The generation of a tenant's tag.
+    Tag(String),
     /// The tenant's prefix.
     Scope(String),
     Pattern {
@@ -41,6 +43,8 @@ impl Coverage {
                 let end = keyspace.rfind(':').map_or(0, |colon| colon + 1);
                 Some(Self::Scope(keyspace[..end].to_owned()))
             }
+            // No tenant holds a `~`.
+            Self::Tag(generation) => generation.split_once('~').map(|(scope, _)| Self::Scope(scope.to_owned())),
             Self::Pattern { scope, .. } => Some(Self::Scope(scope.clone())),
             Self::Scope(_) => None,
         }
@@ -50,6 +54,7 @@ impl Coverage {
         match self {
             Self::Key(other) => **other == *key,
             Self::Keyspace(keyspace) => keyspace == key.keyspace(),
+            Self::Tag(generation) => key.tags().iter().any(|tag| **tag == **generation),
             Self::Scope(scope) => scope == key.scope(),
             Self::Pattern { scope, glob } => scope == key.scope() && glob.covers(&key.as_str()[scope.len()..]),
         }
@@ -180,7 +185,7 @@ impl Entries {
         }
         for widens in [
             |coverage: &Coverage| matches!(coverage, Coverage::Key(_) | Coverage::Pattern { .. }),
-            |coverage: &Coverage| matches!(coverage, Coverage::Keyspace(_)),
+            |coverage: &Coverage| matches!(coverage, Coverage::Keyspace(_) | Coverage::Tag(_)),
         ] {
             if self.by_coverage.len() <= CAP {
                 return;

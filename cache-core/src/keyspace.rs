@@ -5,7 +5,7 @@ use std::{any::TypeId, fmt, marker::PhantomData};
 use crate::{
     codec::{Codec, envelope::Fnv},
     error::{Error, ErrorKind},
-    key::{KeyArgument, KeyWriter},
+    key::{KeyArgument, KeyWriter, tag::Tags},
     ttl::TtlProfile,
 };
 
@@ -88,7 +88,7 @@ impl<T> Keyspace<T> {
         let mut writer = KeyWriter::new();
         writer.segment();
         let error = identifier.write_key(&mut writer).err();
-        Key { keyspace: *self, identifier: writer, error }
+        Key { keyspace: *self, identifier: writer, tags: Tags::default(), error }
     }
 
     /// The profile of this keyspace.
@@ -110,10 +110,42 @@ impl<T> Keyspace<T> {
 pub struct Key<T> {
     keyspace: Keyspace<T>,
     identifier: KeyWriter,
+    tags: Tags,
     error: Option<Error>,
 }
 
 impl<T> Key<T> {
+    /// Names the tags of the value: up to 8, each 1 to 128 bytes once percent-encoded, in any order. They belong to
+    /// the tenant that the key is used with. [`Scoped::invalidate_tag`](crate::Scoped::invalidate_tag) removes all values that name a tag.
+    ///
+    /// A value is stored with the tags its key names, and found by a key that names the same ones: name them wherever
+    /// the key is used, except to invalidate it. A tag that cannot be used is an error of the verb that gets the key.
+    /// Cost: two allocations per tag, and 16 bytes of each stored entry.
+    ///
+    /// ```
+    /// use cache_core::{Cache, Keyspace, profiles::WORKFLOW_DEF};
+    ///
+    /// const WORKFLOWS: Keyspace<String> = WORKFLOW_DEF.of();
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), cache_core::Error> {
+    /// let acme = Cache::in_memory().tenant("acme")?;
+    /// let key = WORKFLOWS.key("abc-456").with_tags(["plan:gold", "owner:7"]);
+    /// acme.set(&key, "deploy".to_owned()).await?;
+    /// assert!(acme.invalidate_tag("owner:7").await.is_applied());
+    /// assert_eq!(acme.get(&key).await?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_tags<S: AsRef<str>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
+        match Tags::encode(tags) {
+            Ok(tags) => self.tags = tags,
+            Err(error) => self.error = Some(error),
+        }
+        self
+    }
+
     /// The keyspace this key comes from.
     #[must_use]
     pub const fn keyspace(&self) -> &Keyspace<T> {
@@ -124,6 +156,10 @@ impl<T> Key<T> {
     #[must_use]
     pub fn identifier(&self) -> &str {
         self.identifier.head()
+    }
+
+    pub(crate) fn tags(&self) -> &Tags {
+        &self.tags
     }
 
     pub(crate) fn writer(&self) -> Result<&KeyWriter, Error> {
@@ -141,7 +177,12 @@ pub(crate) fn empty_identifier() -> Error {
 
 impl<T> Clone for Key<T> {
     fn clone(&self) -> Self {
-        Self { keyspace: self.keyspace, identifier: self.identifier.clone(), error: self.error.clone() }
+        Self {
+            keyspace: self.keyspace,
+            identifier: self.identifier.clone(),
+            tags: self.tags.clone(),
+            error: self.error.clone(),
+        }
     }
 }
 

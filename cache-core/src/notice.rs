@@ -9,6 +9,8 @@ pub(crate) enum Notice<'a> {
     Keyspace(&'a str),
     /// A whole tenant was invalidated, or a pattern within it, named by its prefix.
     Scope(&'a str),
+    /// A tag of a tenant was invalidated, named by its generation.
+    Tag(&'a str),
     /// A lease ended; whoever waits for it may look again.
     Released(&'a str),
 }
@@ -22,6 +24,7 @@ impl<'a> Notice<'a> {
             b'k' => Some(Self::Key(name)),
             b's' => Some(Self::Keyspace(name)),
             b't' => Some(Self::Scope(name)),
+            b'g' => Some(Self::Tag(name)),
             b'r' => Some(Self::Released(name)),
             _ => None,
         }
@@ -33,6 +36,7 @@ impl<'a> Notice<'a> {
             Self::Key(name) => (b'k', name),
             Self::Keyspace(name) => (b's', name),
             Self::Scope(name) => (b't', name),
+            Self::Tag(name) => (b'g', name),
             Self::Released(name) => (b'r', name),
         };
         let mut bytes = Vec::with_capacity(name.len() + 1);
@@ -58,7 +62,9 @@ mod tests {
 
     #[test]
     fn a_notice_is_read_as_it_was_written() {
-        for notice in [Notice::Key("a"), Notice::Keyspace("b"), Notice::Scope("c"), Notice::Released("d")] {
+        for notice in
+            [Notice::Key("a"), Notice::Keyspace("b"), Notice::Scope("c"), Notice::Tag("e"), Notice::Released("d")]
+        {
             assert_eq!(Notice::read(&notice.to_bytes()), Some(notice));
         }
         for other in [&b""[..], b"z", b"\xff\xff", b"k\xff"] {

@@ -7,7 +7,7 @@ use crate::{
     codec::CacheValue,
     error::{Error, ErrorKind},
     invalidate::{self, Invalidated},
-    key::{FullKey, Prefix, TenantArgument, pattern, prefix},
+    key::{FullKey, Prefix, TenantArgument, pattern, prefix, tag::encode_tag},
     keyspace::{Binding, Key, Keyspace, Origin},
     many, read_through,
     remote::{Budget, Life},
@@ -59,7 +59,7 @@ impl Scoped {
         let keyspace = key.keyspace();
         Ok(Target {
             state: &self.cache.state,
-            key: FullKey::new(&self.prefix, keyspace.profile().name(), key.writer()?),
+            key: FullKey::new(&self.prefix, keyspace.profile().name(), key.writer()?).with_tags(key.tags()),
             binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none().with_version(keyspace.version()) },
             profile: *keyspace.profile(),
             version: keyspace.version(),
@@ -284,6 +284,20 @@ impl Scoped {
         invalidate::keyspace(&self.cache.state, &self.prefix, keyspace.profile().name()).await
     }
 
+    /// Removes all values of this tenant that were stored with this tag; see [`Key::with_tags`]. Cost: one round trip,
+    /// at any size.
+    ///
+    /// A tag that cannot be used names no entry and is reported in the log.
+    pub async fn invalidate_tag(&self, tag: &str) -> Invalidated {
+        match encode_tag(tag) {
+            Ok(tag) => invalidate::tag(&self.cache.state, &self.prefix, &tag).await,
+            Err(error) => {
+                self.cache.state.sink.report("tag", &error);
+                Invalidated::Applied
+            }
+        }
+    }
+
     /// Removes all values of this tenant. Cost: one round trip, at any size.
     pub async fn invalidate_all(&self) -> Invalidated {
         invalidate::scope(&self.cache.state, &self.prefix).await
@@ -301,7 +315,7 @@ pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Life>, Error> {
         Some(remote) => remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await,
         None => {
             let now = state.clock.now();
-            let found = state.near.expiry(target.key.as_str(), &target.binding.origin, now);
+            let found = state.near.expiry(target.key.as_str(), target.key.tags(), &target.binding.origin, now);
             Ok(found.map(|(end, negative)| Life { left: end.since(now), negative }))
         }
     }

@@ -125,7 +125,8 @@ impl Flights {
     /// Joins the flight of `key`, or begins one as its leader.
     ///
     /// A flight whose watch was bumped is left to its followers and replaced: its fetch began before an
-    /// invalidation, and a call that comes after that must not even wait for it.
+    /// invalidation, and a call that comes after that must not even wait for it. So is one that does not watch all the
+    /// tags of this call.
     pub(crate) fn join(
         &self,
         key: &str,
@@ -138,7 +139,7 @@ impl Flights {
         let mut map = self.shard(&key.0).lock();
         if let Some(flight) = map.get(&key) {
             let mut state = flight.state.lock();
-            if state.outcome.is_none() && stripes.unchanged(&state.watch) {
+            if state.outcome.is_none() && stripes.unchanged(&state.watch) && state.watch.covers(&watch) {
                 if !state.led {
                     let term = state.lead(watch, now);
                     drop(state);

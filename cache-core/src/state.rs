@@ -92,7 +92,7 @@ impl State {
         if self.is_off() {
             return None;
         }
-        let (value, slot) = self.near.get(key.as_str(), origin, self.clock.now())?;
+        let (value, slot) = self.near.get(key.as_str(), key.tags(), origin, self.clock.now())?;
         self.stats.counters(slot).near_hit();
         Some(value)
     }
@@ -144,7 +144,7 @@ impl Target<'_> {
 
     /// Begins to watch this entry for invalidations: before anyone is asked for its value.
     pub(crate) fn watch(&self) -> Watch {
-        self.state.near.stripes.watch([self.key.as_str(), self.key.keyspace(), self.key.scope()])
+        self.state.near.stripes.watch(self.key.watched())
     }
 
     pub(crate) fn codec(&self) -> Codec {

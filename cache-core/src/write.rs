@@ -50,8 +50,7 @@ pub(crate) fn encode<T: CacheValue>(
         cost,
         stamp: Stamp::new(remote.server_now_ms(), ttl),
     };
-    // A value depends on two generations.
-    let head = head.to_bytes(2, &payload);
+    let head = head.to_bytes(target.key.generation_count(), &payload);
     Ok(Encoded { head, payload, ttl })
 }
 
@@ -131,7 +130,13 @@ pub(crate) async fn touch(target: &Target<'_>) -> Result<bool, Error> {
         Some(remote) => remote.touch(&mut Budget::new(state.options.op_timeout), &target.key, ttl).await,
         None => {
             let now = state.clock.now();
-            Ok(state.near.touch(target.key.as_str(), &target.binding.origin, now, now.saturating_add(ttl)))
+            Ok(state.near.touch(
+                target.key.as_str(),
+                target.key.tags(),
+                &target.binding.origin,
+                now,
+                now.saturating_add(ttl),
+            ))
         }
     }
 }

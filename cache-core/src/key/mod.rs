@@ -7,6 +7,7 @@ mod argument;
 mod canonical;
 pub(crate) mod pattern;
 pub(crate) mod segment;
+pub(crate) mod tag;
 mod tenant;
 
 use std::fmt::Write as _;
@@ -17,7 +18,11 @@ pub use self::{
     argument::{Canonical, KeyArgument, KeyWriter},
     tenant::TenantArgument,
 };
-use self::{segment::is_name, tenant::MAX_TENANT};
+use self::{
+    segment::is_name,
+    tag::{MAX_TAGS, Tags},
+    tenant::MAX_TENANT,
+};
 use crate::error::{Error, ErrorKind};
 
 /// The longest key that is kept as it is; a longer one ends in a hash.
@@ -63,14 +68,34 @@ pub(crate) const fn is_profile(name: &str) -> bool {
     is_name(name, MAX_PROFILE) && !matches!(name.as_bytes(), b"tenant")
 }
 
-/// A whole key as the server sees it, on the stack.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Most generations a value depends on: of its tenant, its keyspace and its tags.
+pub(crate) const MAX_GENERATIONS: usize = 2 + MAX_TAGS;
+
+/// A whole key as the server sees it, on the stack, and the tags its caller named.
+#[derive(Clone, Debug)]
 pub(crate) struct FullKey {
     text: ArrayString<MAX_KEY>,
     /// Where the tenant's prefix ends.
     scope_end: u16,
     /// Where the profile ends, before its `:`.
     profile_end: u16,
+    /// Names of the tags' generations.
+    tags: Tags,
+}
+
+/// Keys are equal when they name the same entry, whatever tags the caller named.
+impl PartialEq for FullKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for FullKey {}
+
+impl std::hash::Hash for FullKey {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
 }
 
 impl FullKey {
@@ -89,7 +114,38 @@ impl FullKey {
         }
         // Lossless: a key is at most `MAX_KEY` bytes.
         #[expect(clippy::cast_possible_truncation, reason = "MAX_KEY fits u16")]
-        Self { text, scope_end: prefix.len() as u16, profile_end: profile_end as u16 }
+        Self { text, scope_end: prefix.len() as u16, profile_end: profile_end as u16, tags: Tags::default() }
+    }
+
+    /// The key with these tags.
+    pub(crate) fn with_tags(mut self, tags: &Tags) -> Self {
+        self.tags = tags.generations(self.scope());
+        self
+    }
+
+    /// Names of the tags' generations.
+    #[inline]
+    pub(crate) fn tags(&self) -> &[Box<str>] {
+        self.tags.as_slice()
+    }
+
+    /// Names of all generations the value depends on: of tenant, keyspace and tags, in this order.
+    pub(crate) fn generations(&self) -> Vec<String> {
+        let mut names = vec![scope_generation(self.scope()), keyspace_generation(self.keyspace())];
+        names.extend(self.tags().iter().map(|tag| tag.to_string()));
+        names
+    }
+
+    /// How many they are.
+    pub(crate) fn generation_count(&self) -> u8 {
+        // At most `MAX_GENERATIONS`.
+        u8::try_from(2 + self.tags().len()).unwrap_or(u8::MAX)
+    }
+
+    /// What an entry of this key is watched by: key, keyspace, tenant and tags.
+    #[inline]
+    pub(crate) fn watched(&self) -> impl Iterator<Item = &str> {
+        [self.as_str(), self.keyspace(), self.scope()].into_iter().chain(self.tags().iter().map(|tag| &**tag))
     }
 
     #[inline]
@@ -111,14 +167,6 @@ impl FullKey {
 
     pub(crate) fn lease(&self) -> String {
         format!("{}~l", self.text)
-    }
-
-    pub(crate) fn keyspace_generation(&self) -> String {
-        keyspace_generation(self.keyspace())
-    }
-
-    pub(crate) fn scope_generation(&self) -> String {
-        scope_generation(self.scope())
     }
 
     pub(crate) fn sweep_fence(&self) -> String {
@@ -166,6 +214,7 @@ mod tests {
     #[test]
     fn golden_keys() {
         let long = "x".repeat(300);
+        let tagged = full(Some("acme"), "api", "id").with_tags(&Tags::encode(["plan:é", "beta"]).unwrap());
         let lines = [
             full(Some("acme"), "workflow_def", "abc-456").as_str().to_owned(),
             full(None, "workflow_def", "global-1").as_str().to_owned(),
@@ -179,10 +228,9 @@ mod tests {
             full(Some("acme"), "api", (vec![1, 2], ("p", "q"), Some(("r", "s")))).as_str().to_owned(),
             full(Some("acme"), "api", &*long).as_str().to_owned(),
             full(Some("acme"), "api", "id").lease(),
-            full(Some("acme"), "api", "id").scope_generation(),
-            full(Some("acme"), "api", "id").keyspace_generation(),
+            tagged.generations().join("\n"),
             full(Some("acme"), "api", "id").sweep_fence(),
-            full(None, "api", "id").scope_generation(),
+            full(None, "api", "id").generations()[0].clone(),
         ];
         assert_eq!(lines.join("\n") + "\n", include_str!("../../tests/golden/keys.txt"));
     }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Estimated bytes of an entry beside its key and value: the map's slot, the entry and two allocations.
-const OVERHEAD: usize = 160;
+const OVERHEAD: usize = 176;
 
 pub(crate) struct Near {
     entries: Cache<Box<str>, Entry, Weight, RandomState, Outside>,
@@ -109,31 +109,41 @@ impl Near {
         Self { entries, stripes: Stripes::new(), writing: Default::default(), linked_until: AtomicU64::new(0) }
     }
 
-    /// The value under `key`, if it is of this type and function, alive, and not invalidated.
+    /// The value under `key`, if it is of this type and function, has these tags, is alive, and not invalidated.
     #[inline]
     pub(crate) fn get<T: Send + Sync + 'static>(
         &self,
         key: &str,
+        tags: &[Box<str>],
         origin: &Origin,
         now: Instant,
     ) -> Option<(Cached<T>, Slot)> {
         let entry = self.entries.get(key)?;
-        if entry.origin != *origin || !self.is_alive(&entry, now) {
+        if entry.origin != *origin || !self.is_alive(&entry, tags, now) {
             return None;
         }
         Some((unerase(entry.value)?, entry.slot))
     }
 
     /// The end of the life of the entry under `key` and whether it says that there is none, if [`get`](Self::get) would return it.
-    pub(crate) fn expiry(&self, key: &str, origin: &Origin, now: Instant) -> Option<(Instant, bool)> {
+    pub(crate) fn expiry(
+        &self,
+        key: &str,
+        tags: &[Box<str>],
+        origin: &Origin,
+        now: Instant,
+    ) -> Option<(Instant, bool)> {
         let entry = self.entries.peek(key)?;
-        let alive = entry.origin == *origin && self.is_alive(&entry, now);
+        let alive = entry.origin == *origin && self.is_alive(&entry, tags, now);
         alive.then_some((entry.expires, entry.negative))
     }
 
     #[inline]
-    fn is_alive(&self, entry: &Entry, now: Instant) -> bool {
-        now < entry.expires && (now < entry.sure_until || self.is_linked(now)) && self.stripes.unchanged(&entry.watch)
+    fn is_alive(&self, entry: &Entry, tags: &[Box<str>], now: Instant) -> bool {
+        now < entry.expires
+            && (now < entry.sure_until || self.is_linked(now))
+            && self.stripes.unchanged(&entry.watch)
+            && (tags.is_empty() || self.stripes.is_watched(&entry.watch, tags))
     }
 
     /// Whether the backplane vouches now.
@@ -167,11 +177,11 @@ impl Near {
     }
 
     /// Gives the entry under `key` a new end of life. Returns whether there was one.
-    pub(crate) fn touch(&self, key: &str, origin: &Origin, now: Instant, expires: Instant) -> bool {
+    pub(crate) fn touch(&self, key: &str, tags: &[Box<str>], origin: &Origin, now: Instant, expires: Instant) -> bool {
         // A value that is stored between the look and the replacement would be lost to the older one.
         let _writing = self.writing(key);
         let Some(entry) = self.entries.peek(key) else { return false };
-        if entry.origin != *origin || !self.is_alive(&entry, now) {
+        if entry.origin != *origin || !self.is_alive(&entry, tags, now) {
             return false;
         }
         // Its watch is kept: an invalidation in between still counts.
@@ -239,16 +249,16 @@ mod tests {
     fn an_entry_is_served_until_its_end_and_not_after() {
         let (near, now, insert) = fixture();
         insert(&near, "k", Duration::from_secs(1));
-        assert_eq!(near.get::<u64>("k", &Origin::none(), now).unwrap().0.as_deref(), Some(&7));
-        assert!(near.get::<u64>("k", &Origin::none(), now.saturating_add(Duration::from_secs(1))).is_none());
+        assert_eq!(near.get::<u64>("k", &[], &Origin::none(), now).unwrap().0.as_deref(), Some(&7));
+        assert!(near.get::<u64>("k", &[], &Origin::none(), now.saturating_add(Duration::from_secs(1))).is_none());
     }
 
     #[test]
     fn an_entry_is_never_served_as_another_type_or_to_another_function() {
         let (near, now, insert) = fixture();
         insert(&near, "k", Duration::from_secs(1));
-        assert!(near.get::<u32>("k", &Origin::none(), now).is_none());
-        assert!(near.get::<u64>("k", &Origin::of::<u8>(), now).is_none());
+        assert!(near.get::<u32>("k", &[], &Origin::none(), now).is_none());
+        assert!(near.get::<u64>("k", &[], &Origin::of::<u8>(), now).is_none());
     }
 
     #[test]
@@ -272,7 +282,7 @@ mod tests {
             },
             8,
         );
-        assert!(near.get::<u64>("k", &Origin::none(), now).is_none());
+        assert!(near.get::<u64>("k", &[], &Origin::none(), now).is_none());
     }
 
     #[test]
@@ -293,7 +303,7 @@ mod tests {
             weight: 0,
         };
         near.insert("k", entry, 8);
-        let served = |ms| near.get::<u64>("k", &Origin::none(), later(ms)).is_some();
+        let served = |ms| near.get::<u64>("k", &[], &Origin::none(), later(ms)).is_some();
         assert!(served(2_999) && !served(3_000));
         near.link(later(6_000));
         assert!(served(5_999) && !served(6_000));

@@ -8,7 +8,10 @@ use std::hash::BuildHasher;
 
 use rapidhash::fast::RandomState;
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::{
+    key::tag::MAX_TAGS,
+    sync::{AtomicU64, Ordering},
+};
 
 /// 512 KiB; at a thousand invalidated keys per second a live copy suffers a needless miss once a minute.
 const STRIPES: usize = 1 << 16;
@@ -26,7 +29,20 @@ pub(crate) struct Stripes {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Watch {
     snapshot: u64,
-    stripes: [u16; 3],
+    /// Of key, keyspace, tenant and tags, as many as there are.
+    stripes: [u16; 3 + MAX_TAGS],
+    len: u8,
+}
+
+impl Watch {
+    fn stripes(&self) -> &[u16] {
+        &self.stripes[..usize::from(self.len)]
+    }
+
+    /// Whether a bump of anything that `other` watches is noticed by this one, too.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        other.stripes().iter().all(|stripe| self.stripes().contains(stripe))
+    }
 }
 
 impl Stripes {
@@ -39,10 +55,20 @@ impl Stripes {
         }
     }
 
-    /// Begins to watch a key, its keyspace and its tenant. To be called *before* the value is asked for: an
+    /// Begins to watch a key, its keyspace, its tenant and its tags. To be called *before* the value is asked for: an
     /// invalidation that comes after it is then noticed, whatever the order in which replies arrive.
-    pub(crate) fn watch(&self, names: [&str; 3]) -> Watch {
-        Watch { snapshot: self.counter.load(Ordering::SeqCst), stripes: names.map(|name| self.stripe(name)) }
+    pub(crate) fn watch<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Watch {
+        let mut watch = Watch { snapshot: self.counter.load(Ordering::SeqCst), stripes: [0; 3 + MAX_TAGS], len: 0 };
+        for (stripe, name) in watch.stripes.iter_mut().zip(names) {
+            *stripe = self.stripe(name);
+            watch.len += 1;
+        }
+        watch
+    }
+
+    /// Whether `watch` watches all these names.
+    pub(super) fn is_watched(&self, watch: &Watch, names: &[Box<str>]) -> bool {
+        names.iter().all(|name| watch.stripes().contains(&self.stripe(name)))
     }
 
     /// Whether nothing watched was invalidated since.
@@ -50,7 +76,7 @@ impl Stripes {
     pub(crate) fn unchanged(&self, watch: &Watch) -> bool {
         self.everything.load(Ordering::SeqCst) <= watch.snapshot
             && watch
-                .stripes
+                .stripes()
                 .iter()
                 .all(|stripe| self.bumped[usize::from(*stripe)].load(Ordering::SeqCst) <= watch.snapshot)
     }
@@ -97,6 +123,18 @@ mod tests {
             stripes.bump(name);
             assert!(!stripes.unchanged(&watch), "{name}");
         }
+    }
+
+    #[test]
+    fn tags_are_watched_and_only_what_is_watched_is_covered() {
+        let stripes = Stripes::new();
+        let tags = ["t1".into(), "t2".into()];
+        let plain = stripes.watch(["k", "p", "s"]);
+        let tagged = stripes.watch(["k", "p", "s", "t1", "t2"]);
+        assert!(tagged.covers(&plain) && !plain.covers(&tagged));
+        assert!(stripes.is_watched(&tagged, &tags) && !stripes.is_watched(&plain, &tags));
+        stripes.bump("t2");
+        assert!(stripes.unchanged(&plain) && !stripes.unchanged(&tagged));
     }
 
     #[test]

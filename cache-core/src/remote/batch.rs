@@ -5,16 +5,16 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use arrayvec::ArrayString;
+use arrayvec::{ArrayString, ArrayVec};
 use bb8_redis::redis::{Cmd, Value};
 use rapidhash::fast::RandomState;
 use tokio::sync::oneshot;
 
-use super::{Budget, GENERATIONS, Read, Remote, generations, unexpected};
+use super::{Budget, Generations, Read, Remote, generation, generations, unexpected};
 use crate::{
     clock::Instant,
     error::{Error, ErrorKind},
-    key::FullKey,
+    key::{FullKey, MAX_GENERATIONS},
     sync::{Arc, AtomicUsize, Mutex, Ordering},
 };
 
@@ -45,17 +45,23 @@ struct Waiting {
     reply: oneshot::Sender<Result<Read, Error>>,
 }
 
-/// A value's key and where the names of its tenant and keyspace end in it.
+/// A value's key, where the names of its tenant and keyspace end in it, and the generations of its tags.
 #[derive(Debug)]
 struct Keys {
     value: Box<str>,
     scope_end: usize,
     keyspace_end: usize,
+    tags: Vec<Box<str>>,
 }
 
 impl Keys {
     fn new(key: &FullKey) -> Self {
-        Self { value: key.as_str().into(), scope_end: key.scope().len(), keyspace_end: key.keyspace().len() }
+        Self {
+            value: key.as_str().into(),
+            scope_end: key.scope().len(),
+            keyspace_end: key.keyspace().len(),
+            tags: key.tags().to_vec(),
+        }
     }
 
     fn scope(&self) -> &str {
@@ -112,12 +118,15 @@ pub(super) async fn read(remote: &Arc<Remote>, budget: &mut Budget, key: &FullKe
 }
 
 async fn direct(remote: &Arc<Remote>, budget: &mut Budget, key: &FullKey) -> Result<Read, Error> {
-    let mut mget = Cmd::with_capacity(2 + GENERATIONS, 3 * key.as_str().len() + 16);
+    let mut mget = Cmd::with_capacity(4, 3 * key.as_str().len() + 16);
     mget.arg("MGET").arg(key.as_str());
     mget.arg(&*scope_generation(key.scope())).arg(&*keyspace_generation(key.keyspace()));
+    for tag in key.tags() {
+        mget.arg(&**tag);
+    }
     let (reply, _) = remote.command(budget, None, &mget).await?;
     let Value::Array(mut values) = reply else { return Err(unexpected()) };
-    if values.len() != 1 + GENERATIONS {
+    if values.len() != 3 + key.tags().len() {
         return Err(unexpected());
     }
     let generations = generations(&values[1..]);
@@ -207,7 +216,7 @@ async fn mget(remote: &Arc<Remote>, budget: &mut Budget, keys: &[Keys]) -> Resul
     }
     let mut places: HashMap<&str, usize, RandomState> = HashMap::default();
     // Neighbours mostly are of one keyspace.
-    let mut last: Option<(&str, [usize; GENERATIONS])> = None;
+    let mut last: Option<(&str, [usize; 2])> = None;
     let mut wanted = Vec::with_capacity(keys.len());
     for key in keys {
         let at = match last {
@@ -227,6 +236,14 @@ async fn mget(remote: &Arc<Remote>, budget: &mut Budget, keys: &[Keys]) -> Resul
             }
         };
         last = Some((key.keyspace(), at));
+        let mut at: ArrayVec<usize, MAX_GENERATIONS> = at.into_iter().collect();
+        for tag in &key.tags {
+            let next = places.len();
+            at.push(*places.entry(&**tag).or_insert_with(|| {
+                mget.arg(&**tag);
+                next
+            }));
+        }
         wanted.push(at);
     }
     let (reply, _) = remote.command(budget, None, &mget).await?;
@@ -235,9 +252,10 @@ async fn mget(remote: &Arc<Remote>, budget: &mut Budget, keys: &[Keys]) -> Resul
         return Err(unexpected());
     }
     let ids = values.split_off(keys.len());
-    let ids: Vec<_> = ids.iter().map(|id| generations(std::slice::from_ref(id))[0]).collect();
-    let read =
-        |(at, value): ([usize; GENERATIONS], Value)| Read { value: bytes(value), generations: at.map(|at| ids[at]) };
+    let ids: Vec<_> = ids.iter().map(generation).collect();
+    let current =
+        |places: ArrayVec<usize, MAX_GENERATIONS>| places.into_iter().map(|at| ids[at]).collect::<Generations>();
+    let read = |(places, value)| Read { value: bytes(value), generations: current(places) };
     Ok(wanted.into_iter().zip(values).map(read).collect())
 }
 

@@ -10,6 +10,8 @@ mod scripts;
 
 use std::{future::Future, time::Duration};
 
+use arrayvec::ArrayVec;
+
 use bb8_redis::redis::{Client, Cmd, ErrorKind as Kind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
 
 use self::{
@@ -22,17 +24,14 @@ use crate::{
     clock::{Clock, ServerClock, millis, unpanicked},
     codec::envelope::{GENERATION, HEAD, Id, SEEN, Stamp, peek},
     error::{Error, ErrorKind},
-    key::{FullKey, pattern::Glob, sweep_fence},
+    key::{FullKey, MAX_GENERATIONS, pattern::Glob, sweep_fence},
     notice::Notice,
     options::PoolOptions,
     sync::Arc,
 };
 
-/// Generations a value depends on: of its tenant and of its keyspace, in this order.
-pub(crate) const GENERATIONS: usize = 2;
-
-/// The ids of both generations as the server holds them.
-pub(crate) type Generations = [Option<Id>; GENERATIONS];
+/// The ids of a value's generations as the server holds them: of its tenant, its keyspace and its tags.
+pub(crate) type Generations = ArrayVec<Option<Id>, MAX_GENERATIONS>;
 
 /// What is left of a call's time for commands, over all of them.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +122,7 @@ pub(crate) struct Lease {
     value: String,
     lease: String,
     fence: String,
-    generations: [String; GENERATIONS],
+    generations: Vec<String>,
     connection: Option<Connection>,
 }
 
@@ -134,13 +133,15 @@ impl Lease {
             value: key.as_str().to_owned(),
             lease: key.lease(),
             fence: key.sweep_fence(),
-            generations: [key.scope_generation(), key.keyspace_generation()],
+            generations: key.generations(),
             connection: None,
         }
     }
 
-    fn keys(&self) -> [&str; 5] {
-        [&self.value, &self.lease, &self.fence, &self.generations[0], &self.generations[1]]
+    fn keys(&self) -> Vec<&str> {
+        let mut keys = vec![&*self.value, &*self.lease, &*self.fence];
+        keys.extend(self.generations.iter().map(|name| &**name));
+        keys
     }
 }
 
@@ -207,10 +208,11 @@ impl Remote {
         ttl: Duration,
         seen: Option<&[u8]>,
     ) -> Result<Leased, Error> {
-        let ids: [Id; GENERATIONS + 1] = rand::random();
+        let ids = new_ids(lease.generations.len() + 1);
         let (period, keep) = (millis(period).to_string(), keep_ms(ttl));
         let seen = seen.map_or(&[][..], |bytes| &bytes[..bytes.len().min(SEEN)]);
-        let args: [&[u8]; 7] = [&lease.token, period.as_bytes(), seen, keep.as_bytes(), &ids[0], &ids[1], &ids[2]];
+        let mut args: Vec<&[u8]> = vec![&lease.token, period.as_bytes(), seen, keep.as_bytes()];
+        args.extend(ids.iter().map(|id| &id[..]));
         let (reply, connection) =
             self.script(budget, lease.connection.clone(), &self.scripts.lease, &lease.keys(), &args).await?;
         // Another one where the first was lost.
@@ -265,25 +267,18 @@ impl Remote {
         payload: &[u8],
         ttl: Duration,
     ) -> Result<bool, Error> {
-        let names = [key.lease(), key.scope_generation(), key.keyspace_generation()];
-        let keys = [key.as_str(), &names[0], &names[1], &names[2]];
-        let ids: [Id; GENERATIONS] = rand::random();
+        let (lease, generations) = (key.lease(), key.generations());
+        let mut keys = vec![key.as_str(), &lease];
+        keys.extend(generations.iter().map(|name| &**name));
+        let ids = new_ids(generations.len());
         let (ttl_ms, keep) = (millis(ttl).to_string(), keep_ms(ttl));
         let notice = Notice::Key(key.as_str()).to_bytes();
         // A SET that is given up may still be on its way. Past this time the server refuses it, so that it undoes no
         // later invalidation.
         let late = self.server_now_ms().saturating_add(millis(budget.0)).saturating_add(LATE_MS).to_string();
-        let args: [&[u8]; 9] = [
-            ttl_ms.as_bytes(),
-            keep.as_bytes(),
-            head,
-            payload,
-            self.channel.as_bytes(),
-            &notice,
-            late.as_bytes(),
-            &ids[0],
-            &ids[1],
-        ];
+        let mut args: Vec<&[u8]> =
+            vec![ttl_ms.as_bytes(), keep.as_bytes(), head, payload, self.channel.as_bytes(), &notice, late.as_bytes()];
+        args.extend(ids.iter().map(|id| &id[..]));
         match self.script(budget, None, &self.scripts.set, &keys, &args).await?.0 {
             // The server's clock was set forward since it was asked, or the network held us up.
             Value::Array(late) => {
@@ -303,8 +298,9 @@ impl Remote {
         key: &FullKey,
         ttl: Duration,
     ) -> Result<bool, Error> {
-        let generations = [key.scope_generation(), key.keyspace_generation()];
-        let keys = [key.as_str(), &generations[0], &generations[1]];
+        let generations = key.generations();
+        let mut keys = vec![key.as_str()];
+        keys.extend(generations.iter().map(|name| &**name));
         let stamp = Stamp::new(self.server_now_ms(), ttl).to_bytes();
         let (ttl_ms, keep) = (millis(ttl).to_string(), keep_ms(ttl));
         let args: [&[u8]; 3] = [&stamp, ttl_ms.as_bytes(), keep.as_bytes()];
@@ -314,9 +310,10 @@ impl Remote {
     /// What is left of the life of a valid value; `None` where there is none. Moves the head only.
     pub(crate) async fn ttl(self: &Arc<Self>, budget: &mut Budget, key: &FullKey) -> Result<Option<Life>, Error> {
         let mut pipeline = Pipeline::new();
-        let end = HEAD + GENERATIONS * GENERATION - 1;
+        let names = key.generations();
+        let end = HEAD + names.len() * GENERATION - 1;
         pipeline.cmd("GETRANGE").arg(key.as_str()).arg(0).arg(end);
-        pipeline.cmd("MGET").arg(key.scope_generation()).arg(key.keyspace_generation());
+        pipeline.cmd("MGET").arg(names);
         pipeline.cmd("PTTL").arg(key.as_str());
         let replies = match self.pipeline(budget, &pipeline).await {
             Ok(replies) => replies,
@@ -362,7 +359,7 @@ impl Remote {
         }
     }
 
-    /// INVALIDATE tenant or keyspace: its generation is unlinked, whatever it holds.
+    /// INVALIDATE tenant, keyspace or tag: its generation is unlinked, whatever it holds.
     pub(crate) async fn invalidate_generation(
         self: &Arc<Self>,
         budget: &mut Budget,
@@ -566,12 +563,18 @@ fn id(bytes: &[u8]) -> Option<Id> {
     bytes.try_into().ok()
 }
 
-/// The two ids of an MGET reply.
+/// Random, so that no generation ever comes back.
+fn new_ids(count: usize) -> Vec<Id> {
+    (0..count).map(|_| rand::random()).collect()
+}
+
+/// The ids of an MGET reply.
 fn generations(ids: &[Value]) -> Generations {
-    std::array::from_fn(|at| match ids.get(at) {
-        Some(Value::BulkString(bytes)) => id(bytes),
-        _ => None,
-    })
+    ids.iter().take(MAX_GENERATIONS).map(generation).collect()
+}
+
+fn generation(reply: &Value) -> Option<Id> {
+    if let Value::BulkString(bytes) = reply { id(bytes) } else { None }
 }
 
 fn parse_leased(reply: Value) -> Option<Leased> {
@@ -583,8 +586,7 @@ fn parse_leased(reply: Value) -> Option<Leased> {
             let (Value::BulkString(value), Value::BulkString(ids)) = (parts.next()?, parts.next()?) else {
                 return None;
             };
-            let mut chunks = ids.chunks_exact(GENERATION).map(id);
-            let generations = std::array::from_fn(|_| chunks.next().flatten());
+            let generations = ids.chunks_exact(GENERATION).take(MAX_GENERATIONS).map(id).collect();
             Some(Leased::Found(Read { value: Some(value), generations }))
         }
         b"fenced" => Some(Leased::Fenced),
