@@ -105,6 +105,14 @@ impl Builder {
         self
     }
 
+    /// Sets how much of the near tier one tenant may hold, 1 to 100 percent; the keys of no tenant count as one.
+    /// Defaults to 100: no bound. A tenant over its share loses its own oldest entries, and nobody else's. Below 100 an
+    /// entry costs about 80 bytes and its key's length more.
+    pub fn near_share(mut self, percent: u32) -> Self {
+        self.options.near_share = percent;
+        self
+    }
+
     /// Sets the largest encoded value that is stored, in bytes: up to 512 MiB. Defaults to 8 MiB.
     pub fn max_value(mut self, bytes: u64) -> Self {
         self.options.max_value = bytes;
@@ -235,6 +243,7 @@ fn check(options: &Options, pool: &PoolOptions) -> Result<(), Error> {
         max_fetch,
         fetch_cap,
         near_bytes: _,
+        near_share,
         max_value,
         codec: _,
         require_tenant: _,
@@ -247,6 +256,7 @@ fn check(options: &Options, pool: &PoolOptions) -> Result<(), Error> {
     within("connect_timeout", pool.connect_timeout, MS, 10 * MINUTE)?;
     within("pool_timeout", pool.wait_timeout, MS, 10 * MINUTE)?;
     within("fetch_cap", *fetch_cap, 1, 100_000)?;
+    within("near_share", *near_share, 1, 100)?;
     within("max_value", *max_value, 1, 512 << 20)?;
     within("pool_size", pool.size, 1, 1000)?;
     within("min_idle", pool.min_idle, 0, 1000)?;
@@ -279,6 +289,7 @@ mod tests {
             (builder().lease(Duration::from_millis(1)).build(), "lease"),
             (builder().max_fetch(Duration::from_secs(1)).build(), "max_fetch"),
             (builder().max_value(0).build(), "max_value"),
+            (builder().near_share(0).build(), "near_share"),
             (builder().pool_size(0).build(), "pool_size"),
             (builder().ttl_override("job", Duration::MAX).build(), "job"),
         ] {

@@ -23,6 +23,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Keys of one round trip: what a slow server does within a short `op_timeout`.
 const CHUNK: usize = 128;
+/// The longest write fence.
+const LONGEST_HOLD: Duration = Duration::from_secs(600);
 
 /// What became of an invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,22 +47,40 @@ impl Invalidated {
 
 /// Invalidates keys, in one round trip.
 pub(crate) async fn keys(state: &Arc<State>, keys: &[FullKey]) -> Invalidated {
-    apply(state, keys.iter().map(|key| Coverage::Key(Box::new(key.clone()))).collect()).await
+    apply(state, keys.iter().map(|key| Coverage::Key(Box::new(key.clone()))).collect(), Duration::ZERO).await
+}
+
+/// Invalidates a key and lets nobody store under it for a while, in one round trip.
+pub(crate) async fn hold(state: &Arc<State>, key: &FullKey, hold: Duration) -> Invalidated {
+    if hold > LONGEST_HOLD {
+        let message = format!("a write fence for {hold:?} is put up for {LONGEST_HOLD:?}, the longest there is");
+        state.sink.report("hold", &Error::new(ErrorKind::InvalidConfig, message));
+    }
+    let hold = hold.min(LONGEST_HOLD);
+    if state.remote.is_some() {
+        return apply(state, vec![Coverage::Key(Box::new(key.clone()))], hold).await;
+    }
+    let now = state.clock.now();
+    let held = state.holds.hold(key.as_str(), now.saturating_add(hold), now);
+    // After the fence is up: whoever did not see it took its watch before this, and stores nothing.
+    state.near.stripes.bump(key.as_str());
+    state.near.remove(key.as_str());
+    if held { Invalidated::Applied } else { Invalidated::Pending }
 }
 
 /// Invalidates a whole tenant, or all keys of no tenant, in one round trip.
 pub(crate) async fn scope(state: &Arc<State>, scope: &Prefix) -> Invalidated {
-    apply(state, vec![Coverage::Scope(scope.to_string())]).await
+    apply(state, vec![Coverage::Scope(scope.to_string())], Duration::ZERO).await
 }
 
 /// Invalidates one keyspace of a tenant, in one round trip.
 pub(crate) async fn keyspace(state: &Arc<State>, scope: &Prefix, profile: &str) -> Invalidated {
-    apply(state, vec![Coverage::Keyspace(format!("{scope}{profile}"))]).await
+    apply(state, vec![Coverage::Keyspace(format!("{scope}{profile}"))], Duration::ZERO).await
 }
 
 /// Invalidates what names a tag of a tenant, in one round trip. `tag` is percent-encoded.
 pub(crate) async fn tag(state: &Arc<State>, scope: &Prefix, tag: &str) -> Invalidated {
-    apply(state, vec![Coverage::Tag(tag_generation(scope, tag))]).await
+    apply(state, vec![Coverage::Tag(tag_generation(scope, tag))], Duration::ZERO).await
 }
 
 /// Invalidates what a pattern covers.
@@ -68,11 +88,13 @@ pub(crate) async fn pattern(state: &Arc<State>, scope: &Prefix, covers: pattern:
     match covers {
         pattern::Coverage::Scope => self::scope(state, scope).await,
         pattern::Coverage::Keyspace(profile) => keyspace(state, scope, &profile).await,
-        pattern::Coverage::Keys(glob) => apply(state, vec![Coverage::Pattern { scope: scope.to_string(), glob }]).await,
+        pattern::Coverage::Keys(glob) => {
+            apply(state, vec![Coverage::Pattern { scope: scope.to_string(), glob }], Duration::ZERO).await
+        }
     }
 }
 
-async fn apply(state: &Arc<State>, coverages: Vec<Coverage>) -> Invalidated {
+async fn apply(state: &Arc<State>, coverages: Vec<Coverage>, hold: Duration) -> Invalidated {
     if coverages.is_empty() {
         return Invalidated::Applied;
     }
@@ -93,7 +115,7 @@ async fn apply(state: &Arc<State>, coverages: Vec<Coverage>) -> Invalidated {
         return Invalidated::Pending;
     };
     let sender = state.clone();
-    let sent = runtime.spawn(async move { send(&sender, &records).await });
+    let sent = runtime.spawn(async move { send(&sender, &records, hold).await });
     match sent.await {
         Ok(true) => Invalidated::Applied,
         Ok(false) | Err(_) => Invalidated::Pending,
@@ -124,9 +146,9 @@ pub(crate) fn reconnected(state: &Arc<State>) {
 }
 
 /// Sends what was recorded; what fails is sent again in the background. Returns whether all of it was acknowledged.
-async fn send(state: &Arc<State>, records: &[Record]) -> bool {
+async fn send(state: &Arc<State>, records: &[Record], hold: Duration) -> bool {
     let Some(remote) = &state.remote else { return true };
-    match send_once(state, remote, records).await {
+    match send_once(state, remote, records, hold).await {
         Ok(()) => {
             ensure(state);
             true
@@ -140,7 +162,7 @@ async fn send(state: &Arc<State>, records: &[Record]) -> bool {
 }
 
 /// Keys go in one round trip, everything else in its own.
-async fn send_once(state: &Arc<State>, remote: &Arc<Remote>, records: &[Record]) -> Result<(), Error> {
+async fn send_once(state: &Arc<State>, remote: &Arc<Remote>, records: &[Record], hold: Duration) -> Result<(), Error> {
     let budget = || Budget::new(state.options.op_timeout);
     let done = |record: &Record| {
         bump(state, &record.coverage);
@@ -154,7 +176,7 @@ async fn send_once(state: &Arc<State>, remote: &Arc<Remote>, records: &[Record])
     let mut failed = None;
     let keyed: Vec<&Record> = records.iter().filter(is_key).collect();
     for (keys, keyed) in keys.chunks(CHUNK).zip(keyed.chunks(CHUNK)) {
-        match remote.invalidate(&mut budget(), keys).await {
+        match remote.invalidate(&mut budget(), keys, hold).await {
             Ok(()) => keyed.iter().copied().for_each(done),
             Err(error) if error.is_unavailable() => return Err(error),
             Err(error) => failed = Some(error),
@@ -204,7 +226,8 @@ fn replay(state: &Arc<State>) {
             if pending.is_empty() {
                 return;
             }
-            match send_once(&state, remote, &pending).await {
+            // A fence that was not put up in time is of no use any more.
+            match send_once(&state, remote, &pending, Duration::ZERO).await {
                 Ok(()) => pause = FIRST_PAUSE,
                 Err(error) => {
                     state.sink.report("replay", &error);

@@ -68,16 +68,19 @@ pub(crate) async fn lead<T: CacheValue, E>(
             Taking::Storage(storage) => storage,
         },
     };
+    let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
+    // After the watch: a fence that comes later bumps what is watched.
+    let storage = if matches!(storage, Storage::Alone) && call.target.is_held() { Storage::Nowhere } else { storage };
     let near = state.options.near_bytes > 0;
     if matches!(storage, Storage::Nowhere) || (matches!(storage, Storage::Unconfirmed) && !near) {
         // No command will accept the value, so who joins later could not take it, and would find nothing near either.
         leader.close();
     }
-    let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
     leader.fetch_begins(watch);
     let begun = Asked { asked_at, watch };
     let lease = if let Storage::Fill(release) = &storage { Some(&**release) } else { None };
-    let value = match run(&call, Some(&leader), lease, fetch).await {
+    let capped = matches!(storage, Storage::Unconfirmed | Storage::Nowhere);
+    let value = match run(&call, Some(&leader), lease, capped, fetch).await {
         Ok(value) => value,
         // The lease is released by its guard: an error is not held across an await, so it need not be `Send`.
         Err(error) => {
@@ -96,7 +99,7 @@ pub(crate) async fn fetch_alone<T: CacheValue, E>(
     call: &Call<'_, T, E>,
     fetch: impl Future<Output = Result<Cached<T>, E>>,
 ) -> Result<Cached<T>, E> {
-    run(call, None, None, fetch).await
+    run(call, None, None, true, fetch).await
 }
 
 pub(crate) enum Taking<T> {
@@ -195,15 +198,15 @@ async fn wait_for_release<T, E>(
     }
 }
 
-/// Runs the fetch, and beside it whatever shows that this leader is alive.
+/// Runs the fetch, under the cap where nothing else bounds the number of fetches, and beside it whatever shows that this leader is alive.
 async fn run<T: CacheValue, E>(
     call: &Call<'_, T, E>,
     leader: Option<&Leader<'_>>,
     release: Option<&Release>,
+    capped: bool,
     fetch: impl Future<Output = Result<Cached<T>, E>>,
 ) -> Result<Cached<T>, E> {
-    let has_lease = release.is_some() || (leader.is_some() && call.state.remote.is_none());
-    let _permit = if has_lease { None } else { call.state.cap.permit(call.state.options.lease).await };
+    let _permit = if capped { call.state.cap.permit(call.state.options.lease).await } else { None };
     call.counters.fetches.increment();
     let mut outcome = Outcome { counters: call.counters, failed: true };
     let token = release.map_or([0; 16], Release::token);

@@ -21,6 +21,7 @@ mod single_flight;
 mod remote;
 // 3 protocols, and what one call needs
 mod journal;
+mod hold;
 mod nesting;
 mod cap;
 mod share;

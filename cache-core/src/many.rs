@@ -187,7 +187,7 @@ async fn take_leases<'a, T: CacheValue, E>(
 
 /// One fetch of all led keys, then all stores at once.
 async fn fetch_led<T, V, E, I, F>(
-    led: Vec<Led<'_, T, E>>,
+    mut led: Vec<Led<'_, T, E>>,
     keys: &[Key<T>],
     fetch: &impl Fn(Vec<Key<T>>) -> F,
     values: &mut [Option<Cached<T>>],
@@ -201,17 +201,21 @@ where
     let Some(first) = led.first() else { return Ok(()) };
     let (state, counters) = (first.call.state, first.call.counters);
     let begun: Vec<Asked> = led
-        .iter()
+        .iter_mut()
         .map(|led| {
-            if matches!(led.storage, Storage::Unconfirmed) {
+            let asked = Asked { asked_at: state.clock.now(), watch: led.call.target.watch() };
+            // After the watch: a fence that comes later bumps what is watched.
+            if matches!(led.storage, Storage::Alone) && led.call.target.is_held() {
+                led.storage = Storage::Nowhere;
+            }
+            if matches!(led.storage, Storage::Unconfirmed | Storage::Nowhere) {
                 led.leader.close();
             }
-            let asked = Asked { asked_at: state.clock.now(), watch: led.call.target.watch() };
             led.leader.fetch_begins(asked.watch);
             asked
         })
         .collect();
-    let without_lease = led.iter().any(|led| matches!(led.storage, Storage::Unconfirmed));
+    let without_lease = led.iter().any(|led| matches!(led.storage, Storage::Unconfirmed | Storage::Nowhere));
     let _permit = if without_lease { state.cap.permit(state.options.lease).await } else { None };
     counters.fetches.increment();
     let mut outcome = Outcome { counters, failed: true };

@@ -13,6 +13,8 @@ pub(crate) struct Options {
     pub(crate) max_fetch: Duration,
     pub(crate) fetch_cap: u32,
     pub(crate) near_bytes: u64,
+    /// Percent of the near tier one tenant may hold.
+    pub(crate) near_share: u32,
     pub(crate) max_value: u64,
     pub(crate) codec: Codec,
     pub(crate) require_tenant: bool,
@@ -29,6 +31,7 @@ impl Default for Options {
             max_fetch: Duration::from_secs(60),
             fetch_cap: 64,
             near_bytes: 64 << 20,
+            near_share: 100,
             max_value: 8 << 20,
             codec: Codec::MessagePack,
             require_tenant: false,

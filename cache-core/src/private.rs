@@ -324,6 +324,7 @@ impl<'c> Call<'c> {
             profile: self.site.profile?,
             version: self.site.version,
             codec: None,
+            strict: false,
         })
     }
 

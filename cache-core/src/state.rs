@@ -10,6 +10,7 @@ use crate::{
         envelope::{self, Rejected},
     },
     error::{Error, ErrorKind},
+    hold::Holds,
     journal::Journal,
     key::FullKey,
     keyspace::{Binding, Origin},
@@ -44,6 +45,8 @@ pub(crate) struct State {
     pub(crate) sink: Sink,
     pub(crate) cap: Cap,
     pub(crate) journal: Journal,
+    /// Write fences where there is no Redis to hold them.
+    pub(crate) holds: Holds,
     /// Whether a task is sending again what the journal holds.
     pub(crate) replaying: AtomicBool,
     /// Calls that wait for the lease of another process.
@@ -61,12 +64,13 @@ impl State {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            near: Near::new(options.near_bytes, options.max_value),
+            near: Near::new(options.near_bytes, options.max_value, options.near_share),
             flights: Flights::new(),
             stats: Registry::default(),
             sink: Sink::new(clock),
             cap: Cap::new(options.fetch_cap),
             journal: Journal::new(clock),
+            holds: Holds::default(),
             replaying: AtomicBool::new(false),
             waiters: Waiters::default(),
             linking: AtomicBool::new(false),
@@ -113,6 +117,8 @@ pub(crate) struct Target<'a> {
     pub(crate) profile: TtlProfile,
     pub(crate) version: u32,
     pub(crate) codec: Option<Codec>,
+    /// Beside Redis, whether the near tier is passed by.
+    pub(crate) strict: bool,
 }
 
 /// What the remote tier said about an entry.
@@ -130,7 +136,15 @@ pub(crate) enum Verdict<T> {
 impl Target<'_> {
     #[inline]
     pub(crate) fn lookup_near<T: CacheValue>(&self) -> Option<Cached<T>> {
+        if self.strict && self.state.remote.is_some() {
+            return None;
+        }
         self.state.lookup_near(&self.key, &self.binding.origin)
+    }
+
+    /// Whether a write fence of this process is up.
+    pub(crate) fn is_held(&self) -> bool {
+        self.state.holds.is_held(self.key.as_str(), self.state.clock.now())
     }
 
     /// Whether Redis may hold a value of this entry that this process has invalidated without being heard.
@@ -255,9 +269,8 @@ impl Target<'_> {
             sure_until: until[1],
             negative: value.is_none(),
             slot,
-            weight: 0,
         };
-        self.state.near.insert(self.key.as_str(), entry, len);
+        self.state.near.insert(self.key.scope(), self.key.as_str(), entry, len);
     }
 
     pub(crate) fn check_len(&self, len: usize) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! The one door to synchronisation primitives, so that a schedule explorer can replace them all in one place.
 
 pub(crate) use std::sync::{
-    Arc, OnceLock,
+    Arc, OnceLock, Weak,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use std::sync::{MutexGuard, PoisonError};

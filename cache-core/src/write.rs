@@ -92,7 +92,13 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
     let Some(remote) = &state.remote else {
         // Dooms fetches under way; the snapshot after it is the new value's.
         invalidate::bump_key(state, target.key.as_str());
-        target.keep_alone(&value, ttl, target.watch(), slot)?;
+        let watch = target.watch();
+        // After the watch: a fence that comes later bumps what is watched.
+        if target.is_held() {
+            counters.refused.increment();
+            return Ok(());
+        }
+        target.keep_alone(&value, ttl, watch, slot)?;
         counters.stored.increment();
         return Ok(());
     };

@@ -3,6 +3,7 @@
 //! An entry is checked when it is read: its stripes, its time and what it was stored for. So an invalidation need
 //! not find it, and removing it is housekeeping.
 
+mod shares;
 mod stripes;
 
 use std::{any::Any, marker::PhantomData, thread::available_parallelism};
@@ -10,6 +11,7 @@ use std::{any::Any, marker::PhantomData, thread::available_parallelism};
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 use rapidhash::fast::RandomState;
 
+use self::shares::{Charge, Shares};
 pub(crate) use self::stripes::{Stripes, Watch};
 use crate::{
     clock::Instant,
@@ -22,7 +24,9 @@ use crate::{
 const OVERHEAD: usize = 176;
 
 pub(crate) struct Near {
-    entries: Cache<Box<str>, Entry, Weight, RandomState, Outside>,
+    entries: Cache<Box<str>, Stored, Weight, RandomState, Outside>,
+    /// Where tenants are held to a share.
+    shares: Option<Shares>,
     pub(crate) stripes: Stripes,
     /// Held while an entry is stored or touched, by key.
     writing: [Mutex<()>; 32],
@@ -67,33 +71,41 @@ pub(crate) struct Entry {
     /// Whether it says that there is none.
     pub(crate) negative: bool,
     pub(crate) slot: Slot,
-    pub(crate) weight: u32,
+}
+
+/// An entry as the map holds it.
+#[derive(Clone)]
+struct Stored {
+    entry: Entry,
+    weight: u32,
+    charge: Option<Arc<Charge>>,
 }
 
 /// Carries what is evicted out of the map's lock: dropping a value runs the user's code.
 #[derive(Clone)]
 struct Outside;
 
-impl Lifecycle<Box<str>, Entry> for Outside {
-    type RequestState = Vec<(Box<str>, Entry)>;
+impl Lifecycle<Box<str>, Stored> for Outside {
+    type RequestState = Vec<(Box<str>, Stored)>;
 
-    fn on_evict(&self, evicted: &mut Self::RequestState, key: Box<str>, entry: Entry) {
-        evicted.push((key, entry));
+    fn on_evict(&self, evicted: &mut Self::RequestState, key: Box<str>, stored: Stored) {
+        evicted.push((key, stored));
     }
 }
 
 #[derive(Clone)]
 struct Weight;
 
-impl Weighter<Box<str>, Entry> for Weight {
-    fn weight(&self, _: &Box<str>, entry: &Entry) -> u64 {
-        u64::from(entry.weight)
+impl Weighter<Box<str>, Stored> for Weight {
+    fn weight(&self, _: &Box<str>, stored: &Stored) -> u64 {
+        u64::from(stored.weight)
     }
 }
 
 impl Near {
-    /// A near tier of at most `capacity` bytes whose largest value is about `max_value` bytes.
-    pub(crate) fn new(capacity: u64, max_value: u64) -> Self {
+    /// A near tier of at most `capacity` bytes whose largest value is about `max_value` bytes, and of which one tenant
+    /// holds at most `share` percent.
+    pub(crate) fn new(capacity: u64, max_value: u64, share: u32) -> Self {
         // Each shard holds an equal part of the capacity, and the largest value must fit into one.
         let threads = available_parallelism().map_or(1, |n| n.get() as u64);
         let shards = (capacity / (max_value + max_value / 4).max(1)).clamp(1, threads * 4);
@@ -106,7 +118,8 @@ impl Near {
             .build()
             .unwrap_or_else(|_| unreachable!("both capacities are set"));
         let entries = Cache::with_options(options, Weight, RandomState::new(), Outside);
-        Self { entries, stripes: Stripes::new(), writing: Default::default(), linked_until: AtomicU64::new(0) }
+        let shares = (share < 100).then(|| Shares::new(capacity / 100 * u64::from(share)));
+        Self { entries, shares, stripes: Stripes::new(), writing: Default::default(), linked_until: AtomicU64::new(0) }
     }
 
     /// The value under `key`, if it is of this type and function, has these tags, is alive, and not invalidated.
@@ -118,7 +131,7 @@ impl Near {
         origin: &Origin,
         now: Instant,
     ) -> Option<(Cached<T>, Slot)> {
-        let entry = self.entries.get(key)?;
+        let Stored { entry, .. } = self.entries.get(key)?;
         if entry.origin != *origin || !self.is_alive(&entry, tags, now) {
             return None;
         }
@@ -133,7 +146,7 @@ impl Near {
         origin: &Origin,
         now: Instant,
     ) -> Option<(Instant, bool)> {
-        let entry = self.entries.peek(key)?;
+        let Stored { entry, .. } = self.entries.peek(key)?;
         let alive = entry.origin == *origin && self.is_alive(&entry, tags, now);
         alive.then_some((entry.expires, entry.negative))
     }
@@ -164,28 +177,41 @@ impl Near {
 
     /// Keeps an entry. Its watch was taken before the value was asked for; if something came in between, or comes
     /// while this runs, the entry is never served.
-    pub(crate) fn insert(&self, key: &str, mut entry: Entry, value_len: usize) {
-        let weight = key.len() + value_len + OVERHEAD;
-        entry.weight = u32::try_from(weight).unwrap_or(u32::MAX);
+    pub(crate) fn insert(&self, scope: &str, key: &str, entry: Entry, value_len: usize) {
+        let queued = if self.shares.is_some() { key.len() + shares::OVERHEAD } else { 0 };
+        let weight = u32::try_from(key.len() + value_len + OVERHEAD + queued).unwrap_or(u32::MAX);
+        let charge = self.shares.as_ref().map(|shares| shares.charge(scope, weight.into()));
+        let stored = Stored { entry, weight, charge: charge.clone() };
         let mut evicted = Vec::new();
         {
             let _writing = self.writing(key);
-            self.entries.insert_with_lifecycle(key.into(), entry, &mut evicted);
+            self.entries.insert_with_lifecycle(key.into(), stored, &mut evicted);
         }
         // Dropping a value runs the user's code: under no lock.
         drop(evicted);
+        if let Some((shares, charge)) = self.shares.as_ref().zip(charge) {
+            shares.queue(key, &charge);
+            while let Some((key, oldest)) = shares.next_over(&charge) {
+                let is_oldest = |stored: &Stored| {
+                    stored.charge.as_ref().is_some_and(|charge| oldest.as_ptr() == Arc::as_ptr(charge))
+                };
+                drop(self.entries.remove_if(&*key, is_oldest));
+            }
+        }
     }
 
     /// Gives the entry under `key` a new end of life. Returns whether there was one.
     pub(crate) fn touch(&self, key: &str, tags: &[Box<str>], origin: &Origin, now: Instant, expires: Instant) -> bool {
         // A value that is stored between the look and the replacement would be lost to the older one.
         let _writing = self.writing(key);
-        let Some(entry) = self.entries.peek(key) else { return false };
-        if entry.origin != *origin || !self.is_alive(&entry, tags, now) {
+        let Some(stored) = self.entries.peek(key) else { return false };
+        let entry = &stored.entry;
+        if entry.origin != *origin || !self.is_alive(entry, tags, now) {
             return false;
         }
         // Its watch is kept: an invalidation in between still counts.
-        self.entries.replace(key.into(), Entry { expires, ..entry }, true).is_ok()
+        let touched = Stored { entry: Entry { expires, ..stored.entry }, ..stored };
+        self.entries.replace(key.into(), touched, true).is_ok()
     }
 
     fn writing(&self, key: &str) -> std::sync::MutexGuard<'_, ()> {
@@ -226,7 +252,7 @@ mod tests {
     use crate::clock::Clock;
 
     fn fixture() -> (Near, Instant, impl Fn(&Near, &str, Duration)) {
-        let near = Near::new(1 << 20, 1 << 10);
+        let near = Near::new(1 << 20, 1 << 10, 100);
         let now = Clock::Coarse.now();
         let insert = move |near: &Near, key: &str, ttl: Duration| {
             let watch = near.stripes.watch([key, "space", "tenant"]);
@@ -238,9 +264,8 @@ mod tests {
                 sure_until: Instant::MAX,
                 negative: false,
                 slot: crate::stats::Registry::default().slot("p"),
-                weight: 0,
             };
-            near.insert(key, entry, 8);
+            near.insert("tenant", key, entry, 8);
         };
         (near, now, insert)
     }
@@ -269,6 +294,7 @@ mod tests {
         let slot = crate::stats::Registry::default().slot("p");
         let expires = now.saturating_add(Duration::from_secs(1));
         near.insert(
+            "tenant",
             "k",
             Entry {
                 value: Arc::new(7_u64),
@@ -278,7 +304,6 @@ mod tests {
                 sure_until: Instant::MAX,
                 negative: false,
                 slot,
-                weight: 0,
             },
             8,
         );
@@ -300,9 +325,8 @@ mod tests {
             sure_until: later(3_000),
             negative: false,
             slot,
-            weight: 0,
         };
-        near.insert("k", entry, 8);
+        near.insert("tenant", "k", entry, 8);
         let served = |ms| near.get::<u64>("k", &[], &Origin::none(), later(ms)).is_some();
         assert!(served(2_999) && !served(3_000));
         near.link(later(6_000));
@@ -311,6 +335,43 @@ mod tests {
         assert!(served(8_999) && !served(9_000));
         near.unlink();
         assert!(!served(3_000));
+    }
+
+    #[test]
+    fn a_tenant_over_its_share_loses_its_own_oldest_entries_only() {
+        let watched = |near: &Near| near.stripes.watch(["k", "space", "tenant"]);
+        let insert = |near: &Near, scope: &str, key: &str| {
+            let entry = Entry {
+                value: Arc::new(7_u64),
+                origin: Origin::none(),
+                watch: watched(near),
+                expires: Instant::MAX,
+                sure_until: Instant::MAX,
+                negative: false,
+                slot: crate::stats::Registry::default().slot("p"),
+            };
+            near.insert(scope, key, entry, 100);
+        };
+        let flood = |share: u32| {
+            let near = Near::new(1 << 20, 1 << 10, share);
+            (0..500).for_each(|i| insert(&near, "b", &format!("b{i}")));
+            for i in 0..20_000 {
+                let key = format!("a{i}");
+                insert(&near, "a", &key);
+                // Used again, or the map takes it for a scan and spares what it held before.
+                (0..3).for_each(|_| drop(near.get::<u64>(&key, &[], &Origin::none(), Clock::Coarse.now())));
+                if i % 7 == 0 {
+                    near.remove(&format!("a{i}"));
+                }
+            }
+            let of = |tenant: &str| near.keys(|key| key.starts_with(tenant)).len();
+            let newest = near.get::<u64>("a19998", &[], &Origin::none(), Clock::Coarse.now()).is_some();
+            (of("a"), of("b"), newest)
+        };
+        let (a, b, newest) = flood(20);
+        assert!(newest && b == 500 && (200..700).contains(&a), "{a} {b}");
+        let (_, b, _) = flood(100);
+        assert!(b < 500, "without a share the other tenant suffers: {b}");
     }
 
     #[test]

@@ -329,12 +329,18 @@ impl Remote {
         Ok(negative.map(|negative| Life { left: Duration::from_millis(left_ms.unsigned_abs()), negative }))
     }
 
-    /// INVALIDATE key, for several keys in one round trip.
-    pub(crate) async fn invalidate(self: &Arc<Self>, budget: &mut Budget, keys: &[FullKey]) -> Result<(), Error> {
+    /// INVALIDATE key, for several keys in one round trip. Where `hold` is not zero each gets a write fence for so long.
+    pub(crate) async fn invalidate(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        keys: &[FullKey],
+        hold: Duration,
+    ) -> Result<(), Error> {
+        let hold = millis(hold).to_string();
         if let [key] = keys {
             let notice = Notice::Key(key.as_str()).to_bytes();
             let lease = key.lease();
-            let args: [&[u8]; 2] = [self.channel.as_bytes(), &notice];
+            let args: [&[u8]; 3] = [self.channel.as_bytes(), &notice, hold.as_bytes()];
             self.script(budget, None, &self.scripts.invalidate, &[key.as_str(), &lease], &args).await?;
             return Ok(());
         }
@@ -343,8 +349,8 @@ impl Remote {
             for (at, key) in keys.iter().enumerate() {
                 let notice = Notice::Key(key.as_str()).to_bytes();
                 let lease = key.lease();
-                let (keys, args): ([&str; 2], [&[u8]; 2]) =
-                    ([key.as_str(), &lease], [self.channel.as_bytes(), &notice]);
+                let (keys, args): ([&str; 2], [&[u8]; 3]) =
+                    ([key.as_str(), &lease], [self.channel.as_bytes(), &notice, hold.as_bytes()]);
                 let lua = &self.scripts.invalidate;
                 // The first teaches the server the script.
                 let command =

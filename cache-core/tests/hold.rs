@@ -1,0 +1,139 @@
+//! The write fence: between an invalidation and a commit nobody stores the old row. And strict reads.
+
+mod support;
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use cache_core::{Cache, Keyspace, Scoped, profiles::WORKFLOW_DEF};
+use support::Server;
+
+const WORKFLOWS: Keyspace<u64> = WORKFLOW_DEF.of();
+const HOLD: Duration = Duration::from_millis(400);
+
+async fn scopes(server: &Server) -> [Scoped; 3] {
+    let near = Cache::connect(&server.url()).await.unwrap();
+    let strict = Cache::builder().url(&server.url()).near_bytes(0).connect().await.unwrap();
+    [Cache::in_memory(), near, strict].map(|cache| cache.tenant("acme").unwrap())
+}
+
+/// The interleaving it is for: invalidate; a reader fetches the old row; commit; nobody invalidates again.
+#[tokio::test]
+async fn a_row_read_before_the_commit_is_not_served_after_it() {
+    let server = Server::start();
+    for scoped in scopes(&server).await {
+        let row = AtomicU64::new(1);
+        let key = WORKFLOWS.key("abc");
+        let read = async || *scoped.get_or_fetch(&key, || async { row.load(Ordering::SeqCst) }).await;
+        assert_eq!(read().await, 1);
+        assert!(scoped.invalidate_and_hold(&key, HOLD).await.is_applied());
+        assert_eq!((read().await, read().await), (1, 1), "functions go on");
+        let batch = scoped
+            .try_get_or_fetch_many(std::slice::from_ref(&key), async |keys| {
+                Ok::<_, std::io::Error>(keys.into_iter().map(|key| (key, 1_u64)).collect::<Vec<_>>())
+            })
+            .await
+            .unwrap();
+        assert_eq!(batch[0].as_deref(), Some(&1));
+        scoped.set(&key, 1_u64).await.unwrap();
+        // Another's invalidation in between takes no fence down.
+        assert!(scoped.invalidate(&key).await.is_applied());
+        assert_eq!(read().await, 1);
+        row.store(2, Ordering::SeqCst);
+        assert_eq!(read().await, 2, "{scoped:?}");
+    }
+}
+
+/// G4: once the fence has ended values are stored again; a shorter one does not shorten it.
+#[tokio::test]
+async fn a_fence_ends_by_itself_and_is_never_shortened() {
+    let server = Server::start();
+    for scoped in scopes(&server).await {
+        let (key, fetches) = (WORKFLOWS.key("abc"), AtomicU64::new(0));
+        let read = async || *scoped.get_or_fetch(&key, || async { fetches.fetch_add(1, Ordering::SeqCst) }).await;
+        let held = tokio::time::Instant::now();
+        assert!(scoped.invalidate_and_hold(&key, HOLD).await.is_applied());
+        assert!(scoped.invalidate_and_hold(&key, Duration::from_millis(1)).await.is_applied());
+        let stored = async || {
+            let first = read().await;
+            read().await == first
+        };
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let kept = stored().await;
+        // On a machine so slow that the fence ended meanwhile this says nothing.
+        assert!(!kept || held.elapsed() > HOLD, "{scoped:?}");
+        while !stored().await {
+            assert!(held.elapsed() < HOLD * 20);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(held.elapsed() >= HOLD - Duration::from_millis(20), "{:?}", held.elapsed());
+    }
+}
+
+/// G1: the fetch began before the fence went up, and ends while it is up, or after.
+#[tokio::test]
+async fn a_fetch_under_way_when_the_fence_goes_up_is_not_stored() {
+    let server = Server::start();
+    for (n, scoped) in scopes(&server).await.into_iter().enumerate() {
+        for hold in [Duration::from_secs(30), Duration::from_millis(1)] {
+            let key = WORKFLOWS.key((n, hold.as_millis() as u64));
+            let (begun, begins) = tokio::sync::oneshot::channel();
+            let (ends, end) = tokio::sync::oneshot::channel::<()>();
+            let old = tokio::spawn({
+                let (scoped, key) = (scoped.clone(), key.clone());
+                async move {
+                    let fetch = || async move {
+                        begun.send(()).unwrap();
+                        end.await.unwrap();
+                        1_u64
+                    };
+                    *scoped.get_or_fetch(&key, fetch).await
+                }
+            });
+            begins.await.unwrap();
+            assert!(scoped.invalidate_and_hold(&key, hold).await.is_applied());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            ends.send(()).unwrap();
+            assert_eq!(old.await.unwrap(), 1);
+            assert_eq!(*scoped.get_or_fetch(&key, || async { 2_u64 }).await, 2, "{scoped:?} {hold:?}");
+        }
+    }
+}
+
+/// G1 on a full server: a script that has deleted may write.
+#[tokio::test]
+async fn a_full_server_takes_a_fence_all_the_same() {
+    let server = Server::with_args(&["--maxmemory-policy", "noeviction"]);
+    let scoped = Cache::connect(&server.url()).await.unwrap().tenant("acme").unwrap();
+    let key = WORKFLOWS.key("abc");
+    scoped.set(&key, 1_u64).await.unwrap();
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert!(server.cli(&["SET", "other", "x"]).contains("OOM"));
+    assert!(scoped.invalidate_and_hold(&key, Duration::from_secs(60)).await.is_applied());
+    assert_eq!(scoped.get(&key).await.unwrap(), None);
+    assert_eq!(server.cli(&["GET", "cache:tenant:acme:workflow_def:abc~l"]), "W");
+}
+
+/// G2: a strict read never takes the near copy, another cache's invalidation is seen by the first read after it; the
+/// other handle keeps its near copies.
+#[tokio::test]
+async fn a_strict_read_sees_an_invalidation_by_another_process_at_once() {
+    let server = Server::start();
+    let [_, here, there] = scopes(&server).await;
+    let (strict, row) = (here.clone().strict(), AtomicU64::new(0));
+    for round in 1..200 {
+        let key = WORKFLOWS.key(round % 3);
+        let fetch = || async { row.load(Ordering::SeqCst) };
+        here.get_or_fetch(&key, fetch).await;
+        row.store(round, Ordering::SeqCst);
+        assert!(there.invalidate(&key).await.is_applied());
+        assert_eq!(*strict.get_or_fetch(&key, fetch).await, round);
+        there.set(&key, round + 1000).await.unwrap();
+        assert_eq!(strict.get(&key).await.unwrap().as_deref(), Some(&(round + 1000)));
+        let many = strict.get_many(std::slice::from_ref(&key)).await.unwrap();
+        assert_eq!(many[0].as_deref(), Some(&(round + 1000)));
+        assert!(there.invalidate_all().await.is_applied());
+    }
+}
