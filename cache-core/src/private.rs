@@ -18,7 +18,7 @@ use crate::{
     codec::CacheValue,
     codec::envelope::Fnv,
     global, invalidate,
-    key::{FullKey, prefix},
+    key::{FullKey, prefix, tag::Tags},
     keyspace::{Binding, Origin, empty_identifier},
     read_through, scoped,
     state::Target,
@@ -203,6 +203,13 @@ impl<'c> Call<'c> {
         let key =
             if cache.state.options.require_tenant { Err(tenant_required()) } else { build(cache, &site, None, write) };
         Self { cache, site, key }
+    }
+
+    /// The call whose value has these tags.
+    #[must_use]
+    pub fn with_tags<T: AsRef<str>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.key = self.key.and_then(|key| Ok(key.with_tags(&Tags::encode(tags)?)));
+        self
     }
 
     /// The value, if it is in the near tier.

@@ -595,3 +595,46 @@ async fn a_fetch_that_asks_for_its_own_key_runs_uncached() {
     assert_eq!(itself(1).await, 3);
     assert_eq!(RUNS.count(), 3);
 }
+
+#[tokio::test]
+async fn tags_invalidate_what_names_them_in_their_tenant() {
+    static RUNS: Runs = Runs::new();
+    let cache = default_cache();
+
+    #[cached(ttl = 300, key_prefix = "tagged", tags = ["plan".to_owned(), format!("owner:{}", owner.0)], skip(owner))]
+    async fn page(id: u32, tenant_id: &str, owner: (u32, u32)) -> u32 {
+        RUNS.next()
+    }
+
+    assert_eq!((page(1, "acme", (7, 0)).await, page(1, "acme", (7, 0)).await), (1, 1));
+    assert_eq!(page(1, "other", (7, 0)).await, 2);
+    let acme = cache.tenant("acme").unwrap();
+    assert!(acme.invalidate_tag("owner:8").await.is_applied());
+    assert_eq!(page(1, "acme", (7, 0)).await, 1);
+    assert!(acme.invalidate_tag("owner:7").await.is_applied());
+    assert_eq!((page(1, "acme", (7, 0)).await, page(1, "other", (7, 0)).await), (3, 2));
+    // What leads to a tag is an argument of the companions, too.
+    assert_eq!(page::peek(1, "acme", (7, 0)).await, Some(3));
+    assert_eq!(page::refresh(1, "acme", (7, 0)).await, 4);
+    page::put(1, "acme", (7, 0), 9).await.unwrap();
+    assert_eq!(page(1, "acme", (7, 0)).await, 9);
+    assert!(acme.invalidate_tag("plan").await.is_applied());
+    assert_eq!(page::peek(1, "acme", (7, 0)).await, None);
+    assert!(page::invalidate(1, "acme", (7, 0)).await.is_applied());
+}
+
+/// A tag that cannot be used: the body runs, uncached.
+#[tokio::test]
+async fn a_bad_tag_runs_the_body() {
+    static RUNS: Runs = Runs::new();
+    default_cache();
+
+    #[cached(ttl = 300, tags = [tag])]
+    async fn page(tag: &str) -> u32 {
+        RUNS.next()
+    }
+
+    assert_eq!((page("").await, page("").await), (1, 2));
+    assert_eq!((page("x").await, page("x").await), (3, 3));
+    assert!(page::key("").unwrap_err().to_string().contains("tag"));
+}

@@ -11,13 +11,14 @@ use syn::{Expr, Token};
 use crate::mistakes::Mistakes;
 
 /// Every argument with an example of its use, in the order of the manual.
-const ARGUMENTS: [(&str, &str); 12] = [
+const ARGUMENTS: [(&str, &str); 13] = [
     ("ttl", "ttl = \"5m\""),
     ("profile", "profile = WORKFLOW_DEF"),
     ("key_prefix", "key_prefix = \"api\""),
     ("key", "key = \"{id}\""),
     ("skip", "skip(db)"),
     ("tenant", "tenant = tenant_id"),
+    ("tags", "tags = [\"plan\"]"),
     ("cache", "cache = cache"),
     ("jitter", "jitter = 0.1"),
     ("negative_ttl", "negative_ttl = \"10s\""),
@@ -41,6 +42,7 @@ pub(crate) struct Args {
     pub(crate) key: Option<Given<Expr>>,
     pub(crate) skip: Option<Given<Vec<Ident>>>,
     pub(crate) tenant: Option<Given<Expr>>,
+    pub(crate) tags: Option<Given<Expr>>,
     pub(crate) cache: Option<Given<Expr>>,
     pub(crate) jitter: Option<Given<Expr>>,
     pub(crate) negative_ttl: Option<Given<Expr>>,
@@ -93,6 +95,7 @@ impl Args {
             "key_prefix" => &mut self.key_prefix,
             "key" => &mut self.key,
             "tenant" => &mut self.tenant,
+            "tags" => &mut self.tags,
             "cache" => &mut self.cache,
             "jitter" => &mut self.jitter,
             "negative_ttl" => &mut self.negative_ttl,

@@ -68,6 +68,7 @@ use proc_macro::TokenStream;
 /// | `key = "{id}"` | the whole identifier, see below | function name, then arguments |
 /// | `skip(db, log)` | arguments that are not in the key | |
 /// | `tenant = EXPR`, `tenant = global` | whose value it is, as text or integer, from the function's arguments; `global` for nobody's | the argument `tenant_id`, else global |
+/// | `tags = ["plan", ..]` | tags of the value, anything that iterates over text, from the function's arguments; `invalidate_tag` removes all values of the tenant that have one | none |
 /// | `cache = EXPR` | the cache, from the function's arguments | the cache of the process |
 /// | `jitter = 0.1`, `"10%"` | largest part of the TTL that is taken off at random | the profile's: 10 % |
 /// | `negative_ttl = 10`, `"10s"` | life of a `None` | `None` is not cached |
@@ -121,7 +122,7 @@ use proc_macro::TokenStream;
 /// | `key` | those in the key | the key as it stands in Redis |
 /// | `ttl` | those in the key | the remaining life |
 ///
-/// Arguments from which `tenant` or `cache` are computed count as being in the key.
+/// Arguments from which `tenant`, `cache` or `tags` are computed count as being in the key.
 ///
 /// # Limits
 ///

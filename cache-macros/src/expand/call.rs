@@ -35,9 +35,13 @@ impl Expansion<'_> {
                 Some(quote_spanned!(span=> &(#expression),))
             }
         };
+        let tags = self.model.tags.as_ref().map(|expression| {
+            quote_spanned!(expression.span().resolved_at(Span::mixed_site())=> let call = call.with_tags(#expression);)
+        });
         quote_spanned! {Span::mixed_site()=>
             #cache
             let call = #new(cache, #site, #tenant #key);
+            #tags
         }
     }
 

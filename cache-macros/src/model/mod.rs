@@ -32,6 +32,8 @@ pub(crate) struct Model {
     pub(crate) roles: Roles,
     /// `None`: the default cache.
     pub(crate) cache: Option<Expr>,
+    /// `None`: no tags.
+    pub(crate) tags: Option<Expr>,
     pub(crate) companions: Companions,
 }
 
@@ -84,6 +86,7 @@ pub(crate) fn check(args: TokenStream, item: TokenStream) -> syn::Result<Model> 
         version,
         roles,
         cache: args.cache.map(|given| given.value),
+        tags: args.tags.map(|given| given.value),
         companions: companions.unwrap_or(Companions::Function),
     })
 }

@@ -42,7 +42,8 @@ pub(super) fn check(
     mistakes: &mut Mistakes,
 ) -> Roles {
     let tenant = tenant(args, &mut inputs);
-    mark_read(args.cache.as_ref().map(|given| &given.value), Role::Cache, &mut inputs);
+    mark_read(args.cache.as_ref().map(|given| &given.value), Some(Role::Cache), &mut inputs);
+    mark_read(args.tags.as_ref().map(|given| &given.value), None, &mut inputs);
     let mut consts: Vec<Ident> = generics.const_params().map(|param| param.ident.clone()).collect();
     let skipped = args.skip.as_ref().map_or(&[][..], |given| &given.value);
     skip(skipped, &mut inputs, &mut consts, mistakes);
@@ -77,16 +78,19 @@ fn tenant(args: &Args, inputs: &mut [Input]) -> Tenant {
             syn::parse_quote!(#name)
         }
     };
-    mark_read(Some(&expression), Role::Tenant, inputs);
+    mark_read(Some(&expression), Some(Role::Tenant), inputs);
     Tenant::Of(expression)
 }
 
-/// An argument that *is* the expression has its role; others that the expression may read stay in the key.
-fn mark_read(expression: Option<&Expr>, role: Role, inputs: &mut [Input]) {
+/// An argument that *is* the expression has its role, if it gives one; others that the expression may read stay in the
+/// key.
+fn mark_read(expression: Option<&Expr>, role: Option<Role>, inputs: &mut [Input]) {
     let Some(expression) = expression else { return };
     let reads = reads(expression);
     for input in inputs.iter_mut().filter(|input| input.is_named) {
-        if is_word(expression, &input.name.to_string()) {
+        if let Some(role) = role
+            && is_word(expression, &input.name.to_string())
+        {
             input.role = role;
         }
         input.is_read |= reads.contains(&input.name.to_string());

@@ -17,7 +17,7 @@ pub(crate) struct Input {
     /// Pattern, type and attributes as written: what the body sees.
     pub(crate) declared: PatType,
     pub(crate) role: Role,
-    /// The tenant's or the cache's expression may read it.
+    /// The tenant's, the cache's or the tags' expression may read it.
     pub(crate) is_read: bool,
 }
 
