@@ -2,8 +2,8 @@
 //! the picture.
 //!
 //! The hand-out law: a call that finds nothing near may be given a value only if the fetch that made it began after
-//! the call began, or a command sent after the call began accepted it. Whoever may not take an outcome goes round
-//! again, and after two rounds fetches for itself.
+//! the call began, or a command sent after the call began accepted it. Whoever may not take an outcome looks into the
+//! tiers again and goes round, and after two rounds fetches for itself.
 
 use std::future::Future;
 
@@ -39,21 +39,30 @@ pub(crate) async fn read_through<T: CacheValue, E>(
         return fetch.await;
     }
     if let Some(value) = call.lookup_remote().await {
+        call.counters.remote_hits.increment();
         return Ok(value);
     }
     call.counters.misses.increment();
     for _ in 0..ROUNDS {
         // Errors are never held across an await: they need not be `Send`.
         let leader = match call.join_flight().await {
-            Step::Lead(leader) => leader,
+            Step::Lead(leader) => Some(leader),
             Step::Done(result) => {
                 call.counters.coalesced.increment();
                 return result;
             }
-            Step::GoAround => continue,
+            Step::GoAround => None,
             Step::Alone => break,
         };
-        return lead::lead(call, leader, fetch).await;
+        if let Some(leader) = leader {
+            return lead::lead(call, leader, fetch).await;
+        }
+        // What it may not take from the flight is stored by now, as a rule. Without this look all who join a flight
+        // after its last command was sent would fetch for themselves.
+        if let Some(value) = call.look_again().await {
+            call.counters.coalesced.increment();
+            return Ok(value);
+        }
     }
     lead::fetch_alone(&call, fetch).await
 }
@@ -124,10 +133,7 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
         let remote = self.state.remote.as_ref().filter(|_| !self.target.must_miss())?;
         match remote.read(&mut self.budget, &self.target.key).await {
             Ok(read) => match self.target.accept(&read, asked_at, watch, self.slot) {
-                Verdict::Hit(value) => {
-                    self.counters.remote_hits.increment();
-                    return Some(value);
-                }
+                Verdict::Hit(value) => return Some(value),
                 Verdict::Miss { seen } => self.seen = seen,
                 Verdict::Newer => self.newer = true,
             },
@@ -136,8 +142,15 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
         None
     }
 
+    async fn look_again(&mut self) -> Option<Cached<T>> {
+        match self.target.lookup_near() {
+            None => self.lookup_remote().await,
+            near => near,
+        }
+    }
+
     async fn join_flight(&mut self) -> Step<'a, T, E> {
-        // In a later round the value may be here by now.
+        // It may have come while Redis was asked.
         if let Some(value) = self.target.lookup_near() {
             return Step::Done(Ok(value));
         }
