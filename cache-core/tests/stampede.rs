@@ -13,7 +13,9 @@ use std::{
 };
 
 use cache_core::{Cache, Keyspace, Scoped, TtlProfile, cached};
-use support::{Proxy, Server, child};
+use redis::AsyncTypedCommands as _;
+use support::{Proxy, Server, child, child::Child};
+use tokio::sync::Semaphore;
 
 const REPORTS: Keyspace<String> = TtlProfile::new("report", Duration::from_secs(60)).of();
 
@@ -30,7 +32,11 @@ fn fetched(value: &str) -> std::future::Ready<Result<String, ()>> {
     std::future::ready(Ok(value.to_owned()))
 }
 
-/// The child of the test below: a thousand calls for each key the parent names.
+/// Calls of one process in one round.
+const CALLERS: usize = 1_000;
+const PROCESSES: usize = 4;
+
+/// The child of the tests below. In each round the parent names a row; a thousand calls ask for it at once.
 #[test]
 fn thousand_callers() {
     if !child::is_child() {
@@ -38,49 +44,91 @@ fn thousand_callers() {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let acme = acme(&std::env::var("REDIS_URL").unwrap()).await;
+        let url = std::env::var("REDIS_URL").unwrap();
+        let near_bytes = std::env::var("NEAR_BYTES").unwrap().parse().unwrap();
+        let builder = Cache::builder().url(&url).op_timeout(Duration::from_secs(20)).near_bytes(near_bytes);
+        let acme = builder.connect().await.unwrap().tenant("acme").unwrap();
+        let upstream = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
         child::report("ready");
-        while let Some(id) = child::wait_for_parent() {
-            let fetches = Arc::new(AtomicUsize::new(0));
-            let calls: Vec<_> = (0..1000)
-                .map(|_| {
-                    let (acme, key, fetches) = (acme.clone(), REPORTS.key(&*id), fetches.clone());
-                    tokio::spawn(async move {
-                        acme.try_get_or_fetch(&key, || async {
-                            fetches.fetch_add(1, Ordering::SeqCst);
-                            tokio::time::sleep(Duration::from_millis(50)).await;
-                            fetched("v").await
-                        })
-                        .await
-                    })
-                })
-                .collect();
-            for call in calls {
-                assert_eq!(*call.await.unwrap().unwrap(), "v");
-            }
-            child::report(&fetches.load(Ordering::SeqCst).to_string());
+        while let Some(round) = child::wait_for_parent() {
+            let (id, row) = round.split_once(' ').unwrap();
+            ask(&acme, id, row, &upstream).await;
+            child::report("done");
         }
     });
 }
 
-#[test]
-fn a_cold_key_under_two_processes_of_a_thousand_calls_is_fetched_once() {
+/// A thousand calls for `id`, each of which must get `row`. They begin when the parent says so.
+async fn ask(acme: &Scoped, id: &str, row: &str, upstream: &redis::aio::MultiplexedConnection) {
+    let (gate, begun) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let calls: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let (acme, key, row, upstream) = (acme.clone(), REPORTS.key(id), row.to_owned(), upstream.clone());
+            let (gate, begun) = (gate.clone(), begun.clone());
+            tokio::spawn(async move {
+                gate.acquire().await.unwrap().forget();
+                if begun.fetch_add(1, Ordering::SeqCst) + 1 == CALLERS {
+                    let mut upstream = upstream.clone();
+                    let arrived = format!("arrived {row}");
+                    tokio::spawn(async move { upstream.incr(arrived, 1).await.unwrap() });
+                }
+                let fetch = || async {
+                    let mut upstream = upstream.clone();
+                    upstream.incr("fetches", 1).await.unwrap();
+                    // Until the calls of all processes have begun: none of them comes to a warm key.
+                    while upstream.get_int(format!("arrived {row}")).await.unwrap() != Some(PROCESSES as isize) {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                    Ok::<_, ()>(row.clone())
+                };
+                assert_eq!(*acme.try_get_or_fetch(&key, fetch).await.unwrap(), row);
+            })
+        })
+        .collect();
+    child::report("armed");
+    assert_eq!(child::wait_for_parent().as_deref(), Some("go"));
+    gate.add_permits(CALLERS);
+    for call in calls {
+        call.await.unwrap();
+    }
+}
+
+/// Four processes, each with a thousand calls for one cold key, a hundred times. `chill` names the key of a round.
+async fn stampede(server: &Server, near_bytes: &str, mut chill: impl AsyncFnMut(usize) -> String) {
+    let env = [("REDIS_URL", &*server.url()), ("NEAR_BYTES", near_bytes)];
+    let mut children: Vec<_> = (0..PROCESSES).map(|_| child::spawn("thousand_callers", &env)).collect();
+    fn hear(children: &mut [Child], word: &str) {
+        children.iter_mut().for_each(|child| assert_eq!(child.next_report(), word));
+    }
+    hear(&mut children, "ready");
+    for round in 1..=100 {
+        let id = chill(round).await;
+        children.iter_mut().for_each(|child| child.tell(&format!("{id} row-{round}")));
+        hear(&mut children, "armed");
+        children.iter_mut().for_each(|child| child.tell("go"));
+        hear(&mut children, "done");
+        assert_eq!(server.cli(&["GET", "fetches"]), round.to_string(), "fetches after round {round}");
+    }
+    children.into_iter().for_each(|child| drop(child.finish()));
+}
+
+/// G4, with near tier and link: those who wait for the lease of another process are woken.
+#[tokio::test]
+async fn a_cold_key_under_four_processes_of_a_thousand_calls_is_fetched_once() {
     let server = Server::start();
-    let url = server.url();
-    let mut children: Vec<_> = (0..2).map(|_| child::spawn("thousand_callers", &[("REDIS_URL", &url)])).collect();
-    for child in &mut children {
-        assert_eq!(child.next_report(), "ready");
-    }
-    for round in 0..10 {
-        for child in &mut children {
-            child.tell(&format!("round-{round}"));
-        }
-        let fetches: usize = children.iter_mut().map(|child| child.next_report().parse::<usize>().unwrap()).sum();
-        assert_eq!(fetches, 1, "round {round}");
-    }
-    for child in children {
-        child.finish();
-    }
+    stampede(&server, "1000000", async |round| format!("cold-{round}")).await;
+}
+
+/// G4 and G2, without near tier and link: those who wait look again, and none is given the row of the round before.
+#[tokio::test]
+async fn an_invalidated_key_under_four_processes_of_a_thousand_calls_is_fetched_once() {
+    let server = Server::start();
+    let acme = acme(&server.url()).await;
+    let invalidated = async |_| {
+        assert!(acme.invalidate(&REPORTS.key("hot")).await.is_applied());
+        "hot".to_owned()
+    };
+    stampede(&server, "0", invalidated).await;
 }
 
 /// The leader is dropped after `polls` polls, wherever it then waits: at READ, LEASE, the fetch or FILL.
