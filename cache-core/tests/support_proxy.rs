@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisError, RedisResult};
-use support::{Fault, Proxy, Server, Spoil};
+use support::{Class, Fault, Hold, Proxy, Server, Spoil};
 
 /// How long a reply is awaited that must not come.
 const SHORT: Duration = Duration::from_millis(100);
@@ -202,6 +202,122 @@ fn spoiled(spoil: Spoil) -> Result<Vec<String>, RedisError> {
     let next = mget.query(&mut connect(&proxy).expect("the proxy accepts"));
     assert_eq!(next, Ok(["ab".to_owned(), "long value".to_owned()]), "only once");
     reply
+}
+
+/// Sends three GETs in one go and gives what the client makes of each reply.
+fn pipelined(spoil: Spoil) -> [Option<String>; 3] {
+    let (server, proxy, mut client) = connected();
+    server.cli(&["MSET", "one", "1", "two", "2", "three", "3"]);
+    proxy.spoil_next("GET", spoil);
+    client.set_read_timeout(Some(SHORT)).expect("a timeout can be set");
+    let commands = ["one", "two", "three"].map(|key| redis::cmd("GET").arg(key).get_packed_command());
+    client.send_packed_command(&commands.concat()).expect("the connection is open");
+    [(); 3].map(|()| client.recv_response().ok().map(|reply| redis::from_redis_value(reply).expect("text")))
+}
+
+fn replies(texts: [&str; 3]) -> [Option<String>; 3] {
+    texts.map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()))
+}
+
+#[test]
+fn swapped_replies_change_places() {
+    assert_eq!(pipelined(Spoil::Swap), replies(["2", "1", "3"]));
+}
+
+#[test]
+fn a_duplicated_reply_answers_the_next_command_too() {
+    assert_eq!(pipelined(Spoil::Duplicate), replies(["1", "1", "2"]));
+}
+
+#[test]
+fn a_lost_reply_leaves_its_place_to_the_next() {
+    assert_eq!(pipelined(Spoil::Lose), replies(["2", "3", ""]));
+}
+
+/// The commands in front of a held one reach the server, it and those behind it do not.
+#[tokio::test]
+async fn a_held_command_reaches_the_server_once_released() {
+    let (server, proxy, mut client) = connected();
+    proxy.hold(Hold::Command("INCR"));
+    let waiting = tokio::task::spawn_blocking(move || {
+        redis::pipe().set("a", 1).ignore().cmd("INCR").arg("b").set("c", 1).ignore().query::<(i64,)>(&mut client)
+    });
+    proxy.until_arrived("INCR", 1).await;
+    proxy.until("SET", 1).await;
+    let mut seen = server.cli(&["GET", "a"]);
+    while seen != "1" {
+        seen = server.cli(&["GET", "a"]);
+    }
+    assert_eq!(server.cli(&["MGET", "b", "c"]), "(nil)\n(nil)");
+    assert!(!waiting.is_finished());
+    proxy.hold(Hold::None);
+    assert_eq!(waiting.await.expect("no panic"), Ok((1,)));
+    assert_eq!(server.cli(&["MGET", "b", "c"]), "1\n1");
+}
+
+#[test]
+fn commands_come_later_by_the_delay_and_replies_do_not() {
+    let (server, proxy, mut client) = connected();
+    proxy.hold(Hold::Delay(Duration::from_secs(3600)));
+    client.set_read_timeout(Some(SHORT)).expect("a timeout can be set");
+    assert!(redis::cmd("SET").arg("key").arg("value").exec(&mut client).is_err_and(|error| error.is_timeout()));
+    assert_eq!(server.cli(&["GET", "key"]), "(nil)");
+    proxy.hold(Hold::Delay(SHORT));
+    let started = Instant::now();
+    get(&mut connect(&proxy).expect("the proxy accepts"), "key").expect("a reply");
+    assert!(started.elapsed() >= SHORT);
+}
+
+#[test]
+fn a_half_open_subscriber_leaves_commands_alone() {
+    let (server, proxy, mut client) = connected();
+    let mut other = connect(&proxy).expect("the proxy accepts");
+    let mut subscription = other.as_pubsub();
+    subscription.subscribe("news").expect("a reply");
+    proxy.set_for(Class::Subscriber, Fault::Swallow);
+    assert_eq!(server.cli(&["PUBLISH", "news", "hello"]), "1");
+    subscription.set_read_timeout(Some(SHORT)).expect("a timeout can be set");
+    assert!(subscription.get_message().is_err_and(|error| error.is_timeout()));
+    assert_eq!(get(&mut client, "key"), Ok(None));
+    // The other way round: what stands in the proxy arrives, and commands vanish.
+    proxy.set_for(Class::Subscriber, Fault::None);
+    proxy.set_for(Class::Commands, Fault::Swallow);
+    subscription.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout can be set");
+    let message: String = subscription.get_message().expect("a message").get_payload().expect("text");
+    assert_eq!(message, "hello");
+    assert!(timed_out(&mut client, "key"));
+}
+
+#[test]
+fn connections_are_reset_again_and_again() {
+    let (_server, proxy, _client) = connected();
+    let resets = proxy.drop_connections_every(Duration::from_millis(10));
+    for _ in 0..3 {
+        // Made anew each time; while it is made it may be closed, too.
+        let started = Instant::now();
+        let Ok(mut client) = connect(&proxy) else { continue };
+        while get(&mut client, "key").is_ok() {
+            assert!(started.elapsed() < Duration::from_secs(20), "it is never closed");
+        }
+    }
+    assert!(resets.end() >= 3);
+    assert!(connect(&proxy).is_ok());
+}
+
+/// A script is known by the name in the first line of its source.
+#[test]
+fn scripts_are_told_apart() {
+    let (_server, proxy, mut client) = connected();
+    let sources = ["-- ONE\nreturn 1", "-- TWO\nreturn 2"];
+    let hashes = sources.map(|source| {
+        let load = redis::cmd("SCRIPT").arg("LOAD").arg(source).query::<String>(&mut client);
+        load.expect("a hash")
+    });
+    proxy.spoil_next("TWO", Spoil::Truncate);
+    let mut run = |hash: &str| redis::cmd("EVALSHA").arg(hash).arg(0).query::<i64>(&mut client);
+    assert_eq!(run(&hashes[0]), Ok(1));
+    assert!(run(&hashes[1]).is_err());
+    assert_eq!((proxy.count("ONE"), proxy.count("TWO"), proxy.count("EVALSHA")), (1, 1, 2));
 }
 
 #[test]

@@ -21,6 +21,6 @@ mod relay;
 mod resp;
 mod server;
 
-pub(crate) use proxy::Proxy;
-pub(crate) use relay::{Fault, Spoil, Trip};
+pub(crate) use proxy::{Proxy, Resets};
+pub(crate) use relay::{Class, Fault, Hold, Spoil, Trip};
 pub(crate) use server::Server;

@@ -1,18 +1,20 @@
 //! A TCP proxy between a client and its Redis: counts round trips, and fails as told.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::AbortHandle;
 
-use super::relay::{Fault, Log, Rules, Spoil, Trip, lock, relay};
+use super::relay::{Class, Fault, Hold, Log, Rules, Spoil, Trip, lock, relay};
 use super::server::{Port, Server};
 
 /// Long enough for a loaded machine, short enough to fail a hung test in time.
@@ -68,19 +70,44 @@ impl Proxy {
 
     /// Switches the fault. Takes effect with the next byte.
     pub(crate) fn set(&self, fault: Fault) {
-        self.shared.rules.fault.send_replace(fault);
+        for sender in &self.shared.rules.faults {
+            sender.send_replace(fault);
+        }
     }
 
-    /// Spoils the next reply to `command`, such as `"MGET"`, on whichever connection it comes.
+    /// Switches the fault of the connections of one class only.
+    pub(crate) fn set_for(&self, class: Class, fault: Fault) {
+        self.shared.rules.fault(class).send_replace(fault);
+    }
+
+    /// Switches what happens to commands on their way to the server, beside what happens to replies.
+    pub(crate) fn hold(&self, hold: Hold) {
+        self.shared.rules.hold.send_replace(hold);
+    }
+
+    /// Spoils the next reply to `command`, such as `"MGET"` or `"FILL"`, on whichever connection it comes.
     pub(crate) fn spoil_next(&self, command: &'static str, spoil: Spoil) {
         *lock(&self.shared.rules.spoil) = Some((command, spoil));
     }
 
     /// Closes every open connection. New ones are accepted.
     pub(crate) fn drop_connections(&self) {
-        for connection in std::mem::take(&mut *lock(&self.shared.connections)) {
-            connection.end();
-        }
+        self.shared.drop_connections();
+    }
+
+    /// Closes every open connection again and again, with this pause in between, until the handle is dropped.
+    pub(crate) fn drop_connections_every(&self, pause: Duration) -> Resets {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::spawn(move || {
+            let mut resets = 0;
+            while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                shared.drop_connections();
+                resets += 1;
+            }
+            resets
+        });
+        Resets { stop, thread }
     }
 
     /// Connecting is refused from here on. Open connections stay.
@@ -119,7 +146,7 @@ impl Proxy {
         self.shared.rules.log.borrow().trips.len()
     }
 
-    /// How often `command` was sent since the last [`reset`](Self::reset).
+    /// How often `command`, or the script of that name, was sent since the last [`reset`](Self::reset).
     pub(crate) fn count(&self, command: &str) -> usize {
         self.shared.rules.log.borrow().count(command)
     }
@@ -132,11 +159,34 @@ impl Proxy {
     /// Waits until `command` has gone to the server `times` times since the last [`reset`](Self::reset). Panics if it
     /// never does.
     pub(crate) async fn until(&self, command: &str, times: usize) {
+        self.wait_for(command, times, |log| &log.forwarded).await;
+    }
+
+    /// The same for a command that has arrived here, be it held or not.
+    pub(crate) async fn until_arrived(&self, command: &str, times: usize) {
+        self.wait_for(command, times, |log| &log.arrived).await;
+    }
+
+    async fn wait_for(&self, command: &str, times: usize, counts: impl Fn(&Log) -> &HashMap<String, usize>) {
         let mut log = self.shared.rules.log.subscribe();
-        let sent = log.wait_for(|log| log.forwarded.get(command).copied().unwrap_or(0) >= times);
-        if tokio::time::timeout(PATIENCE, sent).await.is_err() {
+        let seen = log.wait_for(|log| counts(log).get(command).copied().unwrap_or(0) >= times);
+        if tokio::time::timeout(PATIENCE, seen).await.is_err() {
             panic!("{command} was not sent {times} times; these were: {:?}", self.trips());
         }
+    }
+}
+
+/// Connections are closed again and again as long as this lives.
+pub(crate) struct Resets {
+    stop: Sender<()>,
+    thread: JoinHandle<usize>,
+}
+
+impl Resets {
+    /// Ends it; returns how many times they were closed.
+    pub(crate) fn end(self) -> usize {
+        drop(self.stop);
+        self.thread.join().expect("closing connections does not panic")
     }
 }
 
@@ -158,6 +208,14 @@ struct Shared {
     rules: Arc<Rules>,
     accepted: AtomicUsize,
     connections: Mutex<Vec<Task>>,
+}
+
+impl Shared {
+    fn drop_connections(&self) {
+        for connection in std::mem::take(&mut *lock(&self.connections)) {
+            connection.end();
+        }
+    }
 }
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,13 +20,34 @@ pub(crate) enum Fault {
     None,
     /// Commands reach the server, replies wait in the proxy. [`Fault::None`] delivers them.
     HoldReplies,
-    /// The same for the replies to one command, such as `"EVALSHA"`, and whatever stands behind them.
+    /// The same for the replies to one command, such as `"MGET"` or `"FILL"`, and whatever stands behind them.
     HoldRepliesTo(&'static str),
     /// Replies arrive this much later.
     Delay(Duration),
     /// Half open: the client's bytes vanish, nothing comes back, no socket closes. A connection that lost bytes this
     /// way stays dead after [`Fault::None`]; one that was idle recovers.
     Swallow,
+}
+
+/// What the proxy does to commands on their way to the server; replies are another matter. Commands keep their order, so
+/// what stands behind a held one on the same connection waits, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Nothing.
+    None,
+    /// One command, such as `"UNLINK"` or `"FILL"`, waits in the proxy before it reaches the server, also when its client
+    /// has given up meanwhile.
+    Command(&'static str),
+    /// Commands arrive this much later.
+    Delay(Duration),
+}
+
+/// What a connection is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    Commands,
+    /// It has sent a SUBSCRIBE.
+    Subscriber,
 }
 
 /// What the proxy does to one reply.
@@ -37,6 +59,12 @@ pub(crate) enum Spoil {
     Garble,
     /// One bit of its longest string is flipped: the protocol holds, the content lies.
     Corrupt,
+    /// It never arrives; those behind it do.
+    Lose,
+    /// It arrives twice.
+    Duplicate,
+    /// It arrives behind the reply that follows it on its connection.
+    Swap,
 }
 
 /// One round trip: commands that a connection sent without having seen a reply in between.
@@ -48,23 +76,67 @@ pub(crate) struct Trip {
 
 /// What is to happen and what has happened, common to all connections of one proxy.
 pub(super) struct Rules {
-    pub(super) fault: watch::Sender<Fault>,
+    pub(super) faults: [watch::Sender<Fault>; 2],
+    pub(super) hold: watch::Sender<Hold>,
     pub(super) spoil: Mutex<Option<(&'static str, Spoil)>>,
     pub(super) log: watch::Sender<Log>,
+    /// Names of the scripts that were loaded, by their hash.
+    scripts: Mutex<HashMap<String, String>>,
 }
 
 impl Rules {
     pub(super) fn new() -> Self {
         Self {
-            fault: watch::Sender::new(Fault::None),
+            faults: [watch::Sender::new(Fault::None), watch::Sender::new(Fault::None)],
+            hold: watch::Sender::new(Hold::None),
             spoil: Mutex::new(None),
             log: watch::Sender::new(Log::default()),
+            scripts: Mutex::default(),
         }
     }
 
-    fn take_spoil(&self, command: &str) -> Option<Spoil> {
+    pub(super) fn fault(&self, class: Class) -> &watch::Sender<Fault> {
+        &self.faults[usize::from(class == Class::Subscriber)]
+    }
+
+    fn take_spoil(&self, command: &Command) -> Option<Spoil> {
         let mut spoil = lock(&self.spoil);
-        spoil.take_if(|(wanted, _)| *wanted == command).map(|(_, spoil)| spoil)
+        spoil.take_if(|(wanted, _)| command.is(wanted)).map(|(_, spoil)| spoil)
+    }
+
+    /// The command at the front of `bytes`. A script that is loaded is remembered by the first line of its source, a
+    /// comment with its name.
+    fn command(&self, bytes: &[u8], frame: &resp::Frame) -> Command {
+        let name = resp::command_name(bytes, frame);
+        let word = |at: usize| frame.strings.get(at).and_then(|word| std::str::from_utf8(&bytes[word.clone()]).ok());
+        let script_name = |source: &str| source.lines().next()?.strip_prefix("-- ").map(str::to_owned);
+        let script = match name.as_str() {
+            "SCRIPT" => {
+                if let Some(source) = word(2)
+                    && let Some(name) = script_name(source)
+                {
+                    lock(&self.scripts).insert(redis::Script::new(source).get_hash().to_owned(), name);
+                }
+                None
+            }
+            "EVAL" => word(1).and_then(script_name),
+            "EVALSHA" => word(1).and_then(|hash| lock(&self.scripts).get(hash).cloned()),
+            _ => None,
+        };
+        Command { name, script }
+    }
+}
+
+/// A command that was sent: its own name, and that of the script it runs.
+#[derive(Clone, Default)]
+pub(super) struct Command {
+    name: String,
+    script: Option<String>,
+}
+
+impl Command {
+    fn is(&self, wanted: &str) -> bool {
+        self.name == wanted || self.script.as_deref() == Some(wanted)
     }
 }
 
@@ -72,25 +144,22 @@ impl Rules {
 pub(super) struct Log {
     /// A command stands here before it is forwarded: afterwards its reply could already be under way.
     pub(super) trips: Vec<Trip>,
-    /// By command, how many have been forwarded.
+    /// By command and by script, how many have arrived.
+    pub(super) arrived: HashMap<String, usize>,
+    /// By command and by script, how many have been forwarded.
     pub(super) forwarded: HashMap<String, usize>,
     /// By connection, the trip that no reply has ended yet.
     open: HashMap<usize, usize>,
 }
 
 impl Log {
-    fn sent(&mut self, connection: usize, commands: &[String]) {
+    fn arrived(&mut self, connection: usize, commands: &[Command]) {
         let open = *self.open.entry(connection).or_insert_with(|| {
             self.trips.push(Trip { connection, commands: Vec::new() });
             self.trips.len() - 1
         });
-        self.trips[open].commands.extend_from_slice(commands);
-    }
-
-    fn forwarded(&mut self, commands: Vec<String>) {
-        for command in commands {
-            *self.forwarded.entry(command).or_default() += 1;
-        }
+        self.trips[open].commands.extend(commands.iter().map(|command| command.name.clone()));
+        count(&mut self.arrived, commands);
     }
 
     fn replied(&mut self, connection: usize) {
@@ -98,7 +167,15 @@ impl Log {
     }
 
     pub(super) fn count(&self, command: &str) -> usize {
-        self.trips.iter().flat_map(|trip| &trip.commands).filter(|sent| *sent == command).count()
+        self.arrived.get(command).copied().unwrap_or(0)
+    }
+}
+
+fn count(counts: &mut HashMap<String, usize>, commands: &[Command]) {
+    for command in commands {
+        for name in std::iter::once(&command.name).chain(&command.script) {
+            *counts.entry(name.clone()).or_default() += 1;
+        }
     }
 }
 
@@ -108,86 +185,136 @@ pub(super) async fn relay(rules: &Rules, id: usize, client: TcpStream, server: T
     server.set_nodelay(true).ok();
     let (client_in, client_out) = client.into_split();
     let (server_in, server_out) = server.into_split();
-    // Commands still to be answered: the server replies in their order.
-    let pending = Mutex::new(VecDeque::new());
+    let connection = Connection { rules, id, subscribed: AtomicBool::new(false), pending: Mutex::default() };
     tokio::select! {
-        _ = forward_commands(rules, id, &pending, client_in, server_out) => {}
-        _ = forward_replies(rules, id, &pending, server_in, client_out) => {}
+        _ = connection.forward_commands(client_in, server_out) => {}
+        _ = connection.forward_replies(server_in, client_out) => {}
     }
 }
 
-async fn forward_commands(
-    rules: &Rules,
+struct Connection<'a> {
+    rules: &'a Rules,
     id: usize,
-    pending: &Mutex<VecDeque<String>>,
-    mut client: OwnedReadHalf,
-    mut server: OwnedWriteHalf,
-) -> io::Result<()> {
-    let mut buffer = Vec::new();
-    let mut swallowing = false;
-    while client.read_buf(&mut buffer).await? > 0 {
-        // What the client wrote in one go should be read in one go, or the first reply could split it into two trips.
-        while client.try_read_buf(&mut buffer).is_ok_and(|read| read > 0) {}
-        swallowing |= *rules.fault.borrow() == Fault::Swallow;
-        if swallowing {
-            buffer.clear();
-            continue;
-        }
-        let mut complete = 0;
-        let mut commands = Vec::new();
-        while let Some(frame) = resp::frame(&buffer[complete..]) {
-            commands.push(resp::command_name(&buffer[complete..], &frame));
-            complete += frame.len;
-        }
-        if complete > 0 {
-            lock(pending).extend(commands.iter().cloned());
-            rules.log.send_modify(|log| log.sent(id, &commands));
-            server.write_all(&buffer[..complete]).await?;
-            rules.log.send_modify(|log| log.forwarded(commands));
+    subscribed: AtomicBool,
+    /// Commands still to be answered: the server replies in their order.
+    pending: Mutex<VecDeque<Command>>,
+}
+
+impl Connection<'_> {
+    fn fault(&self) -> &watch::Sender<Fault> {
+        let subscribed = self.subscribed.load(Ordering::Relaxed);
+        self.rules.fault(if subscribed { Class::Subscriber } else { Class::Commands })
+    }
+
+    async fn forward_commands(&self, mut client: OwnedReadHalf, mut server: OwnedWriteHalf) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        let mut swallowing = false;
+        while client.read_buf(&mut buffer).await? > 0 {
+            // What the client wrote in one go should be read in one go, or the first reply could split it into two
+            // trips.
+            while client.try_read_buf(&mut buffer).is_ok_and(|read| read > 0) {}
+            let mut ends = Vec::new();
+            let mut commands = Vec::new();
+            let mut complete = 0;
+            while let Some(frame) = resp::frame(&buffer[complete..]) {
+                let command = self.rules.command(&buffer[complete..], &frame);
+                if command.is("SUBSCRIBE") {
+                    self.subscribed.store(true, Ordering::Relaxed);
+                }
+                commands.push(command);
+                complete += frame.len;
+                ends.push(complete);
+            }
+            swallowing |= *self.fault().borrow() == Fault::Swallow;
+            if swallowing {
+                buffer.clear();
+                continue;
+            }
+            if complete == 0 {
+                continue;
+            }
+            lock(&self.pending).extend(commands.iter().cloned());
+            self.rules.log.send_modify(|log| log.arrived(self.id, &commands));
+            delay_commands(self.rules).await;
+            // All in one go, unless one is held.
+            let (mut written, mut passed) = (0, 0);
+            for (at, command) in commands.iter().enumerate() {
+                let mut hold = self.rules.hold.subscribe();
+                let passes = |hold: &Hold| !matches!(*hold, Hold::Command(held) if command.is(held));
+                if !passes(&hold.borrow()) {
+                    let end = if at == 0 { 0 } else { ends[at - 1] };
+                    server.write_all(&buffer[written..end]).await?;
+                    self.rules.log.send_modify(|log| count(&mut log.forwarded, &commands[passed..at]));
+                    (written, passed) = (end, at);
+                    hold.wait_for(passes).await.ok();
+                }
+            }
+            server.write_all(&buffer[written..complete]).await?;
+            self.rules.log.send_modify(|log| count(&mut log.forwarded, &commands[passed..]));
             buffer.drain(..complete);
         }
+        Ok(())
     }
-    Ok(())
+
+    async fn forward_replies(&self, mut server: OwnedReadHalf, mut client: OwnedWriteHalf) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        let mut swapped: Option<Vec<u8>> = None;
+        while server.read_buf(&mut buffer).await? > 0 {
+            delay(self.fault()).await;
+            while let Some(frame) = resp::frame(&buffer) {
+                let answered = if resp::is_push(&buffer) { None } else { lock(&self.pending).pop_front() };
+                let command = answered.unwrap_or_default();
+                hold(self.fault(), &command).await;
+                // Before it is written: afterwards the client may already have sent its next command.
+                self.rules.log.send_modify(|log| log.replied(self.id));
+                let mut times = 1;
+                match self.rules.take_spoil(&command) {
+                    Some(Spoil::Truncate) => {
+                        return client.write_all(&buffer[..frame.len / 2]).await;
+                    }
+                    Some(Spoil::Garble) => buffer[0] = b'?',
+                    Some(Spoil::Corrupt) => {
+                        let longest = frame.strings.into_iter().max_by_key(ExactSizeIterator::len);
+                        let longest = longest.expect("a reply without a string cannot be corrupted");
+                        buffer[longest.end - 1] ^= 1;
+                    }
+                    Some(Spoil::Lose) => times = 0,
+                    Some(Spoil::Duplicate) => times = 2,
+                    Some(Spoil::Swap) => {
+                        swapped = Some(buffer[..frame.len].to_vec());
+                        times = 0;
+                    }
+                    None => {}
+                }
+                for _ in 0..times {
+                    client.write_all(&buffer[..frame.len]).await?;
+                }
+                if times > 0
+                    && let Some(swapped) = swapped.take()
+                {
+                    client.write_all(&swapped).await?;
+                }
+                buffer.drain(..frame.len);
+            }
+        }
+        Ok(())
+    }
 }
 
-async fn forward_replies(
-    rules: &Rules,
-    id: usize,
-    pending: &Mutex<VecDeque<String>>,
-    mut server: OwnedReadHalf,
-    mut client: OwnedWriteHalf,
-) -> io::Result<()> {
-    let mut buffer = Vec::new();
-    while server.read_buf(&mut buffer).await? > 0 {
-        delay(rules).await;
-        while let Some(frame) = resp::frame(&buffer) {
-            let answered = if resp::is_push(&buffer) { None } else { lock(pending).pop_front() };
-            let command = answered.unwrap_or_default();
-            hold(rules, &command).await;
-            // Before it is written: afterwards the client may already have sent its next command.
-            rules.log.send_modify(|log| log.replied(id));
-            match rules.take_spoil(&command) {
-                Some(Spoil::Truncate) => {
-                    return client.write_all(&buffer[..frame.len / 2]).await;
-                }
-                Some(Spoil::Garble) => buffer[0] = b'?',
-                Some(Spoil::Corrupt) => {
-                    let longest = frame.strings.into_iter().max_by_key(ExactSizeIterator::len);
-                    let longest = longest.expect("a reply without a string cannot be corrupted");
-                    buffer[longest.end - 1] ^= 1;
-                }
-                None => {}
-            }
-            client.write_all(&buffer[..frame.len]).await?;
-            buffer.drain(..frame.len);
-        }
-    }
-    Ok(())
+/// Waits as long as commands are delayed, or until they no longer are.
+async fn delay_commands(rules: &Rules) {
+    let mut hold = rules.hold.subscribe();
+    let duration = match *hold.borrow() {
+        Hold::Delay(duration) => duration,
+        _ => return,
+    };
+    let lifted = hold.wait_for(|hold| !matches!(hold, Hold::Delay(_)));
+    tokio::time::timeout(duration, lifted).await.ok();
 }
 
 /// Waits as long as replies are delayed, or until they no longer are.
-async fn delay(rules: &Rules) {
-    let mut fault = rules.fault.subscribe();
+async fn delay(fault: &watch::Sender<Fault>) {
+    let mut fault = fault.subscribe();
     let duration = match *fault.borrow() {
         Fault::Delay(duration) => duration,
         _ => return,
@@ -197,12 +324,12 @@ async fn delay(rules: &Rules) {
 }
 
 /// Waits until replies to `command` may pass.
-async fn hold(rules: &Rules, command: &str) {
-    let mut fault = rules.fault.subscribe();
+async fn hold(fault: &watch::Sender<Fault>, command: &Command) {
+    let mut fault = fault.subscribe();
     let passes = |fault: &Fault| match *fault {
         Fault::None | Fault::Delay(_) => true,
         Fault::HoldReplies | Fault::Swallow => false,
-        Fault::HoldRepliesTo(held) => held != command,
+        Fault::HoldRepliesTo(held) => !command.is(held),
     };
     fault.wait_for(passes).await.ok();
 }
