@@ -124,13 +124,18 @@ async fn direct(remote: &Arc<Remote>, budget: &mut Budget, key: &FullKey) -> Res
     for tag in key.tags() {
         mget.arg(&**tag);
     }
-    let (reply, _) = remote.command(budget, None, &mget).await?;
-    let Value::Array(mut values) = reply else { return Err(unexpected()) };
-    if values.len() != 3 + key.tags().len() {
-        return Err(unexpected());
-    }
+    let mut values = ask(remote, budget, &mget, 3 + key.tags().len()).await?;
     let generations = generations(&values[1..]);
     Ok(Read { value: bytes(values.swap_remove(0)), generations })
+}
+
+/// Sends an MGET of so many keys.
+async fn ask(remote: &Arc<Remote>, budget: &mut Budget, mget: &Cmd, count: usize) -> Result<Vec<Value>, Error> {
+    let whole = |reply: &Value| matches!(reply, Value::Array(values) if values.len() == count);
+    match remote.command(budget, None, mget, whole).await? {
+        (Value::Array(values), _) => Ok(values),
+        _ => Err(unexpected()),
+    }
 }
 
 /// Queues a call. The first one has the queue sent, and so does one that finds the queue old: the runtime of the
@@ -246,11 +251,7 @@ async fn mget(remote: &Arc<Remote>, budget: &mut Budget, keys: &[Keys]) -> Resul
         }
         wanted.push(at);
     }
-    let (reply, _) = remote.command(budget, None, &mget).await?;
-    let Value::Array(mut values) = reply else { return Err(unexpected()) };
-    if values.len() != keys.len() + places.len() {
-        return Err(unexpected());
-    }
+    let mut values = ask(remote, budget, &mget, keys.len() + places.len()).await?;
     let ids = values.split_off(keys.len());
     let ids: Vec<_> = ids.iter().map(generation).collect();
     let current =

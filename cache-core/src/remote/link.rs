@@ -28,7 +28,8 @@ impl Remote {
         pipeline.atomic();
         pipeline.cmd("PEXPIRE").arg(own_channel).arg(SENTINEL_MS);
         pipeline.cmd("PUBLISH").arg(own_channel).arg(nonce.to_le_bytes().as_slice());
-        let replies = self.pipeline(&mut Budget::new(self.op_timeout), &pipeline).await?;
+        let both = |replies: &[Value]| matches!(replies, [Value::Int(_), Value::Int(_)]);
+        let replies = self.pipeline(&mut Budget::new(self.op_timeout), &pipeline, both).await?;
         Ok(matches!(replies.first(), Some(Value::Int(1))))
     }
 
@@ -36,6 +37,7 @@ impl Remote {
     pub(crate) async fn put_sentinel(self: &Arc<Self>, own_channel: &str) -> Result<(), Error> {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("SET").arg(own_channel).arg("1").arg("PX").arg(SENTINEL_MS);
-        self.pipeline(&mut Budget::new(self.op_timeout), &pipeline).await.map(drop)
+        let okay = |replies: &[Value]| matches!(replies, [Value::Okay]);
+        self.pipeline(&mut Budget::new(self.op_timeout), &pipeline, okay).await.map(drop)
     }
 }

@@ -311,11 +311,13 @@ impl Remote {
     pub(crate) async fn ttl(self: &Arc<Self>, budget: &mut Budget, key: &FullKey) -> Result<Option<Life>, Error> {
         let mut pipeline = Pipeline::new();
         let names = key.generations();
-        let end = HEAD + names.len() * GENERATION - 1;
+        let count = names.len();
+        let end = HEAD + count * GENERATION - 1;
         pipeline.cmd("GETRANGE").arg(key.as_str()).arg(0).arg(end);
         pipeline.cmd("MGET").arg(names);
         pipeline.cmd("PTTL").arg(key.as_str());
-        let replies = match self.pipeline(budget, &pipeline).await {
+        let whole = |replies: &[Value]| matches!(replies, [Value::BulkString(_), Value::Array(ids), Value::Int(_)] if ids.len() == count);
+        let replies = match self.pipeline(budget, &pipeline, whole).await {
             Ok(replies) => replies,
             // GETRANGE on another type of value: not an entry of ours.
             Err(error) if error.kind() == ErrorKind::Server => return Ok(None),
@@ -344,6 +346,7 @@ impl Remote {
             self.script(budget, None, &self.scripts.invalidate, &[key.as_str(), &lease], &args).await?;
             return Ok(());
         }
+        let number = rand::random();
         let call = |by_source: bool| {
             let mut pipeline = Pipeline::new();
             for (at, key) in keys.iter().enumerate() {
@@ -353,14 +356,18 @@ impl Remote {
                     ([key.as_str(), &lease], [self.channel.as_bytes(), &notice, hold.as_bytes()]);
                 let lua = &self.scripts.invalidate;
                 // The first teaches the server the script.
-                let command =
-                    if by_source && at == 0 { lua.by_source(&keys, &args) } else { lua.by_hash(&keys, &args) };
+                let command = if by_source && at == 0 {
+                    lua.by_source(&keys, &args, &number)
+                } else {
+                    lua.by_hash(&keys, &args, &number)
+                };
                 pipeline.add_command(command);
             }
             pipeline
         };
-        match self.pipeline(budget, &call(false)).await {
-            Err(error) if is_noscript(&error) => self.pipeline(budget, &call(true)).await.map(drop),
+        let ours = |replies: &[Value]| replies.iter().all(|reply| scripts::answers(reply, &number));
+        match self.pipeline(budget, &call(false), ours).await {
+            Err(error) if is_noscript(&error) => self.pipeline(budget, &call(true), ours).await.map(drop),
             other => other.map(drop),
         }
     }
@@ -375,7 +382,7 @@ impl Remote {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("UNLINK").arg(generation);
         pipeline.cmd("PUBLISH").arg(&self.channel).arg(notice.to_bytes());
-        self.pipeline(budget, &pipeline).await.map(drop)
+        self.pipeline(budget, &pipeline, |replies| replies.iter().all(is_int)).await.map(drop)
     }
 
     /// INVALIDATE pattern: no fetch under way in this tenant can store any more, then the keys are looked for.
@@ -386,7 +393,7 @@ impl Remote {
         let removed = scan::sweep(self, scope, glob).await?;
         let mut publish = cmd("PUBLISH");
         publish.arg(&self.channel).arg(notice.to_bytes());
-        self.command(&mut Budget::new(self.op_timeout), None, &publish).await?;
+        self.command(&mut Budget::new(self.op_timeout), None, &publish, is_int).await?;
         Ok(removed)
     }
 
@@ -394,7 +401,7 @@ impl Remote {
     pub(crate) async fn ping(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
         let mut exists = cmd("EXISTS");
         exists.arg(&self.channel);
-        Budget::new(timeout).limit(self.attempt(None, &exists)).await.map(drop)
+        Budget::new(timeout).limit(self.attempt(None, &exists, is_int)).await.map(drop)
     }
 
     /// The server's INFO, and how long it took to get it.
@@ -402,7 +409,7 @@ impl Remote {
         let begun = tokio::time::Instant::now();
         // An operator's question goes past the breaker: it is the answer that counts.
         let mut budget = Budget::new(self.op_timeout);
-        let reply = budget.limit(self.attempt(None, &cmd("INFO"))).await?.0;
+        let reply = budget.limit(self.attempt(None, &cmd("INFO"), |_| true)).await?.0;
         let text = match reply {
             Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Value::VerbatimString { text, .. } | Value::SimpleString(text) => text,
@@ -420,19 +427,33 @@ impl Remote {
         keys: &[&str],
         args: &[&[u8]],
     ) -> Result<(Value, Connection), Error> {
-        match self.command(budget, connection, &lua.by_hash(keys, args)).await {
-            Err(error) if is_noscript(&error) => self.command(budget, None, &lua.by_source(keys, args)).await,
-            other => other,
-        }
+        let number = rand::random();
+        let ours = |reply: &Value| scripts::answers(reply, &number);
+        let (reply, connection) = match self.command(budget, connection, &lua.by_hash(keys, args, &number), ours).await
+        {
+            Err(error) if is_noscript(&error) => {
+                self.command(budget, None, &lua.by_source(keys, args, &number), ours).await?
+            }
+            other => other?,
+        };
+        Ok((scripts::returned(reply).ok_or_else(unexpected)?, connection))
     }
 
-    async fn pipeline(self: &Arc<Self>, budget: &mut Budget, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
+    /// Sends the commands, and once more on a new connection where the first was lost or gives other replies than
+    /// these commands have.
+    async fn pipeline(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        pipeline: &Pipeline,
+        answers: impl Fn(&[Value]) -> bool,
+    ) -> Result<Vec<Value>, Error> {
         self.admitted(budget, async {
             let mut last = Error::new(ErrorKind::Unavailable, "");
             for _ in 0..2 {
                 let mut connection = self.pool.connection().await?;
                 match pipeline.query_async::<Vec<Value>>(&mut connection.handle).await {
-                    Ok(replies) => return Ok(replies),
+                    Ok(replies) if answers(&replies) => return Ok(replies),
+                    Ok(_) => last = self.found_out(&connection),
                     Err(error) => last = self.failed(&connection, &error)?,
                 }
             }
@@ -447,8 +468,9 @@ impl Remote {
         budget: &mut Budget,
         connection: Option<Connection>,
         command: &Cmd,
+        answers: impl Fn(&Value) -> bool,
     ) -> Result<(Value, Connection), Error> {
-        self.admitted(budget, self.attempt(connection, command)).await
+        self.admitted(budget, self.attempt(connection, command, answers)).await
     }
 
     async fn admitted<R>(
@@ -486,22 +508,36 @@ impl Remote {
         }
     }
 
-    /// Sends the command, and once more on a new connection where the first was lost: every command of the protocol
-    /// may be repeated.
-    async fn attempt(&self, connection: Option<Connection>, command: &Cmd) -> Result<(Value, Connection), Error> {
+    /// Sends the command, and once more on a new connection where the first was lost or gives a reply that cannot be
+    /// the command's: every command of the protocol may be repeated.
+    async fn attempt(
+        &self,
+        connection: Option<Connection>,
+        command: &Cmd,
+        answers: impl Fn(&Value) -> bool,
+    ) -> Result<(Value, Connection), Error> {
         let mut connection = match connection {
             Some(connection) => connection,
             None => self.pool.connection().await?,
         };
         match command.query_async::<Value>(&mut connection.handle).await {
-            Ok(reply) => return Ok((reply, connection)),
+            Ok(reply) if answers(&reply) => return Ok((reply, connection)),
+            Ok(_) => drop(self.found_out(&connection)),
             Err(error) => drop(self.failed(&connection, &error)?),
         }
         let mut connection = self.pool.connection().await?;
         match command.query_async::<Value>(&mut connection.handle).await {
-            Ok(reply) => Ok((reply, connection)),
+            Ok(reply) if answers(&reply) => Ok((reply, connection)),
+            Ok(_) => Err(self.found_out(&connection)),
             Err(error) => Err(self.failed(&connection, &error).unwrap_or_else(|error| error)),
         }
+    }
+
+    /// Gives up a connection whose replies are those of other commands: one was doubled or lost on the way. The new
+    /// one hears again of what was acknowledged lately, as some of that may have been other commands' replies, too.
+    fn found_out(&self, connection: &Connection) -> Error {
+        self.pool.discard(connection);
+        unexpected()
     }
 
     /// Translates an error. `Ok` when it broke the connection, so that another one may do better.
@@ -543,7 +579,8 @@ fn open() -> Error {
 }
 
 fn unexpected() -> Error {
-    Error::new(ErrorKind::Server, "Redis gave a reply of an unexpected form; is there a proxy that rewrites replies?")
+    let message = "Redis gave a reply that is not the command's; is there a proxy that rewrites or reorders replies?";
+    Error::new(ErrorKind::Unavailable, message)
 }
 
 fn noscript() -> Error {
@@ -559,6 +596,10 @@ fn is_noscript(error: &Error) -> bool {
 /// Generations and fences live twice as long as the entries that depend on them.
 fn keep_ms(ttl: Duration) -> String {
     millis(ttl).saturating_mul(2).to_string()
+}
+
+fn is_int(reply: &Value) -> bool {
+    matches!(reply, Value::Int(_))
 }
 
 fn is_one(reply: &Value) -> bool {

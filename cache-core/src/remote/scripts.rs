@@ -1,6 +1,9 @@
 //! The Lua scripts: one round trip each, atomic on the server.
+//!
+//! The protocol of Redis does not say which command a reply answers; only the order does. A reply that was doubled or
+//! lost on the way makes all later ones answer the wrong command, so each call bears a number that its reply repeats.
 
-use bb8_redis::redis::{Cmd, Pipeline, Script, cmd};
+use bb8_redis::redis::{Cmd, Pipeline, Script, Value, cmd};
 
 /// All scripts, hashed once.
 #[derive(Debug)]
@@ -17,27 +20,32 @@ pub(crate) struct Scripts {
 /// One script and its hash.
 #[derive(Debug)]
 pub(crate) struct Lua {
-    source: &'static str,
+    source: String,
     hash: String,
 }
 
+/// What tells one call from all others under way on its connection.
+pub(crate) type CallNumber = [u8; 8];
+
 impl Lua {
-    fn new(source: &'static str) -> Self {
-        Self { source, hash: Script::new(source).get_hash().to_owned() }
+    /// The script under its name, with the number of the call, its last argument, in front of what it returns.
+    fn new(name: &str, steps: &str) -> Self {
+        let source = format!("-- {name}\nlocal function step()\n{steps}end\nreturn {{ARGV[#ARGV], step()}}\n");
+        Self { hash: Script::new(&source).get_hash().to_owned(), source }
     }
 
     /// The call by hash, for a server that knows the script. The client library's own call takes three trips where
     /// it does not; ours two: this, then [`by_source`](Self::by_source).
-    pub(crate) fn by_hash(&self, keys: &[&str], args: &[&[u8]]) -> Cmd {
-        Self::call("EVALSHA", &self.hash, keys, args)
+    pub(crate) fn by_hash(&self, keys: &[&str], args: &[&[u8]], number: &CallNumber) -> Cmd {
+        Self::call("EVALSHA", &self.hash, keys, args, number)
     }
 
     /// The call with the whole script, which the server then knows.
-    pub(crate) fn by_source(&self, keys: &[&str], args: &[&[u8]]) -> Cmd {
-        Self::call("EVAL", self.source, keys, args)
+    pub(crate) fn by_source(&self, keys: &[&str], args: &[&[u8]], number: &CallNumber) -> Cmd {
+        Self::call("EVAL", &self.source, keys, args, number)
     }
 
-    fn call(verb: &str, script: &str, keys: &[&str], args: &[&[u8]]) -> Cmd {
+    fn call(verb: &str, script: &str, keys: &[&str], args: &[&[u8]], number: &CallNumber) -> Cmd {
         let mut command = cmd(verb);
         command.arg(script).arg(keys.len());
         for key in keys {
@@ -46,20 +54,33 @@ impl Lua {
         for arg in args {
             command.arg(*arg);
         }
+        command.arg(&number[..]);
         command
     }
+}
+
+/// Whether `reply` answers the call of this number.
+pub(crate) fn answers(reply: &Value, number: &CallNumber) -> bool {
+    let Value::Array(parts) = reply else { return false };
+    matches!(&parts[..], [Value::BulkString(repeated), _] if repeated[..] == number[..])
+}
+
+/// What the script returned.
+pub(crate) fn returned(reply: Value) -> Option<Value> {
+    let Value::Array(parts) = reply else { return None };
+    parts.into_iter().nth(1)
 }
 
 impl Scripts {
     pub(crate) fn new() -> Self {
         Self {
-            lease: Lua::new(include_str!("lua/lease.lua")),
-            renew: Lua::new(include_str!("lua/renew.lua")),
-            fill: Lua::new(include_str!("lua/fill.lua")),
-            release: Lua::new(include_str!("lua/release.lua")),
-            set: Lua::new(include_str!("lua/set.lua")),
-            touch: Lua::new(include_str!("lua/touch.lua")),
-            invalidate: Lua::new(include_str!("lua/invalidate.lua")),
+            lease: Lua::new("LEASE", include_str!("lua/lease.lua")),
+            renew: Lua::new("RENEW", include_str!("lua/renew.lua")),
+            fill: Lua::new("FILL", include_str!("lua/fill.lua")),
+            release: Lua::new("RELEASE", include_str!("lua/release.lua")),
+            set: Lua::new("SET", include_str!("lua/set.lua")),
+            touch: Lua::new("TOUCH", include_str!("lua/touch.lua")),
+            invalidate: Lua::new("INVALIDATE", include_str!("lua/invalidate.lua")),
         }
     }
 
@@ -68,7 +89,7 @@ impl Scripts {
         let Self { lease, renew, fill, release, set, touch, invalidate } = self;
         for lua in [lease, renew, fill, release, set, touch, invalidate] {
             let mut load = cmd("SCRIPT");
-            load.arg("LOAD").arg(lua.source);
+            load.arg("LOAD").arg(&lua.source);
             pipeline.add_command(load);
         }
     }

@@ -212,9 +212,9 @@ struct Shared {
 
 impl Shared {
     fn drop_connections(&self) {
-        for connection in std::mem::take(&mut *lock(&self.connections)) {
-            connection.end();
-        }
+        // Not under the lock, for which the acceptor would wait on the thread that ends them.
+        let connections = std::mem::take(&mut *lock(&self.connections));
+        connections.into_iter().for_each(Task::end);
     }
 }
 
