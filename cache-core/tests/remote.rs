@@ -138,6 +138,26 @@ async fn many_keys_are_one_round_trip() {
     assert!(acme.get_many(&keys).await.unwrap().iter().all(Option::is_none));
 }
 
+/// More keys than one command carries: in input order all the same, and the commands travel together.
+#[tokio::test]
+async fn a_thousand_keys_are_read_in_order() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let acme = strict(proxy.url()).await.tenant("acme").unwrap();
+    let keys: Vec<_> = (0..1_000).map(|id| REPORTS.key(id)).collect();
+    let fetch = async |missing: Vec<cache_core::Key<String>>| {
+        let found = missing.into_iter().filter(|key| !key.identifier().ends_with('7'));
+        Ok::<_, ()>(found.map(|key| (key.clone(), key.identifier().to_owned())).collect::<Vec<_>>())
+    };
+    acme.try_get_or_fetch_many(&keys, fetch).await.unwrap();
+    proxy.reset();
+    let values = acme.get_many(&keys).await.unwrap();
+    for (id, value) in values.iter().enumerate() {
+        assert_eq!(value.as_deref().cloned(), (id % 10 != 7).then(|| id.to_string()));
+    }
+    assert_eq!(proxy.count("MGET"), 8);
+}
+
 /// Concurrent reads are gathered; each gets its own answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gathered_reads_get_their_own_values() {

@@ -7,6 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use arrayvec::{ArrayString, ArrayVec};
 use bb8_redis::redis::{Cmd, Value};
+use futures_util::future::join_all;
 use rapidhash::fast::RandomState;
 use tokio::sync::oneshot;
 
@@ -206,9 +207,21 @@ async fn send(remote: &Arc<Remote>, batch: Vec<Waiting>) {
     }
 }
 
+/// As many MGETs as are needed, all under way at once.
 pub(super) async fn read_many(remote: &Arc<Remote>, budget: &mut Budget, keys: &[FullKey]) -> Result<Vec<Read>, Error> {
     let keys: Vec<_> = keys.iter().map(Keys::new).collect();
-    if keys.is_empty() { Ok(Vec::new()) } else { mget(remote, budget, &keys).await }
+    let all = *budget;
+    let chunks = keys.chunks(MAX_BATCH).map(|chunk| async move {
+        let mut left = all;
+        let reads = mget(remote, &mut left, chunk).await;
+        (reads, left)
+    });
+    let mut found = Vec::with_capacity(keys.len());
+    for (reads, left) in join_all(chunks).await {
+        *budget = left.min(*budget);
+        found.extend(reads?);
+    }
+    Ok(found)
 }
 
 /// One MGET: all values, then each generation once.

@@ -34,7 +34,7 @@ use crate::{
 pub(crate) type Generations = ArrayVec<Option<Id>, MAX_GENERATIONS>;
 
 /// What is left of a call's time for commands, over all of them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Budget(Duration);
 
 impl Budget {
