@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Entries of one kind above which they are widened: keys to their keyspaces, those to their tenants.
-const CAP: usize = 4096;
+pub(crate) const CAP: usize = 4096;
 /// How long an acknowledged invalidation is kept for replay.
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -64,6 +64,7 @@ impl Coverage {
 #[derive(Debug)]
 pub(crate) struct Journal {
     clock: Clock,
+    cap: usize,
     /// How many are not acknowledged: all that the read path looks at while all is well.
     unacknowledged: AtomicUsize,
     entries: Mutex<Entries>,
@@ -90,8 +91,9 @@ pub(crate) struct Record {
 }
 
 impl Journal {
-    pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, unacknowledged: AtomicUsize::new(0), entries: Mutex::default() }
+    /// A journal that widens its entries above `cap`.
+    pub(crate) fn new(clock: Clock, cap: usize) -> Self {
+        Self { clock, cap, unacknowledged: AtomicUsize::new(0), entries: Mutex::default() }
     }
 
     /// Writes an invalidation down.
@@ -103,8 +105,8 @@ impl Journal {
         if replaced.is_none_or(|entry| entry.acknowledged.is_some()) {
             self.unacknowledged.fetch_add(1, Ordering::SeqCst);
         }
-        if entries.by_coverage.len() > CAP {
-            entries.shrink(self.clock.now());
+        if entries.by_coverage.len() > self.cap {
+            entries.shrink(self.clock.now(), self.cap);
             self.recount(&entries);
         }
         Record { coverage, number }
@@ -178,16 +180,16 @@ impl Entries {
     /// Forgets what is old, then what is acknowledged, then widens until few enough are left. Tenants cannot be
     /// widened; their number is the bound. What is acknowledged is never widened: a busy keyspace would become a
     /// must-miss.
-    fn shrink(&mut self, now: Instant) {
+    fn shrink(&mut self, now: Instant, cap: usize) {
         self.forget_old(now);
-        if self.by_coverage.len() > CAP {
+        if self.by_coverage.len() > cap {
             self.by_coverage.retain(|_, entry| entry.acknowledged.is_none());
         }
         for widens in [
             |coverage: &Coverage| matches!(coverage, Coverage::Key(_) | Coverage::Pattern { .. }),
             |coverage: &Coverage| matches!(coverage, Coverage::Keyspace(_) | Coverage::Tag(_)),
         ] {
-            if self.by_coverage.len() <= CAP {
+            if self.by_coverage.len() <= cap {
                 return;
             }
             let narrow: Vec<_> = self.by_coverage.extract_if(|coverage, _| widens(coverage)).collect();
@@ -220,7 +222,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_recorded_is_a_must_miss_until_acknowledged() {
-        let journal = Journal::new(Clock::tokio());
+        let journal = Journal::new(Clock::tokio(), CAP);
         let (x, y) = (key("a", "p", 1), key("a", "p", 2));
         let record = journal.record(of(&x));
         assert!(journal.must_miss(&x) && !journal.must_miss(&y));
@@ -241,7 +243,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_overflow_widens_and_forgets_nothing() {
-        let journal = Journal::new(Clock::tokio());
+        let journal = Journal::new(Clock::tokio(), CAP);
         let keys: Vec<_> = (0..3 * CAP as u64).map(|id| key(&format!("t{}", id % 7), "p", id)).collect();
         for key in &keys {
             journal.record(of(key));

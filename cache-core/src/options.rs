@@ -15,6 +15,8 @@ pub(crate) struct Options {
     pub(crate) near_bytes: u64,
     /// Percent of the near tier one tenant may hold.
     pub(crate) near_share: u32,
+    /// Stripes of the near tier, 65 536 at most.
+    pub(crate) stripes: usize,
     pub(crate) max_value: u64,
     pub(crate) codec: Codec,
     pub(crate) require_tenant: bool,
@@ -32,6 +34,8 @@ impl Default for Options {
             fetch_cap: 64,
             near_bytes: 64 << 20,
             near_share: 100,
+            // 512 KiB; at a thousand invalidated keys per second a live copy suffers a needless miss once a minute.
+            stripes: 1 << 16,
             max_value: 8 << 20,
             codec: Codec::MessagePack,
             require_tenant: false,

@@ -430,7 +430,7 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            Self { flights: Flights::new(), stripes: Stripes::new() }
+            Self { flights: Flights::new(), stripes: Stripes::new(1 << 16) }
         }
 
         fn watch(&self) -> Watch {

@@ -11,7 +11,7 @@ use crate::{
     },
     error::{Error, ErrorKind},
     hold::Holds,
-    journal::Journal,
+    journal::{self, Journal},
     key::FullKey,
     keyspace::{Binding, Origin},
     near::{Cached, Entry, Near, Watch, erase},
@@ -64,12 +64,12 @@ impl State {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            near: Near::new(options.near_bytes, options.max_value, options.near_share),
+            near: Near::new(options.near_bytes, options.max_value, options.near_share, options.stripes),
             flights: Flights::new(),
             stats: Registry::default(),
             sink: Sink::new(clock),
             cap: Cap::new(options.fetch_cap),
-            journal: Journal::new(clock),
+            journal: Journal::new(clock, journal::CAP),
             holds: Holds::default(),
             replaying: AtomicBool::new(false),
             waiters: Waiters::default(),

@@ -1,10 +1,10 @@
 //! The one door to synchronisation primitives, so that a schedule explorer can replace them all in one place.
 
+use std::sync::PoisonError;
 pub(crate) use std::sync::{
-    Arc, OnceLock, Weak,
+    Arc, MutexGuard, OnceLock, Weak,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
-use std::sync::{MutexGuard, PoisonError};
 
 /// A mutex whose lock survives a panic of an earlier holder: every critical section of this crate leaves its data
 /// consistent at each step, and user code never runs inside one.

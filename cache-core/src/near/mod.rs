@@ -17,7 +17,7 @@ use crate::{
     clock::Instant,
     keyspace::Origin,
     stats::Slot,
-    sync::{Arc, AtomicU64, Mutex, Ordering},
+    sync::{Arc, AtomicU64, Mutex, MutexGuard, Ordering},
 };
 
 /// Estimated bytes of an entry beside its key and value: the map's slot, the entry and two allocations.
@@ -104,8 +104,8 @@ impl Weighter<Box<str>, Stored> for Weight {
 
 impl Near {
     /// A near tier of at most `capacity` bytes whose largest value is about `max_value` bytes, and of which one tenant
-    /// holds at most `share` percent.
-    pub(crate) fn new(capacity: u64, max_value: u64, share: u32) -> Self {
+    /// holds at most `share` percent; with that many stripes.
+    pub(crate) fn new(capacity: u64, max_value: u64, share: u32, stripes: usize) -> Self {
         // Each shard holds an equal part of the capacity, and the largest value must fit into one.
         let threads = available_parallelism().map_or(1, |n| n.get() as u64);
         let shards = (capacity / (max_value + max_value / 4).max(1)).clamp(1, threads * 4);
@@ -119,7 +119,13 @@ impl Near {
             .unwrap_or_else(|_| unreachable!("both capacities are set"));
         let entries = Cache::with_options(options, Weight, RandomState::new(), Outside);
         let shares = (share < 100).then(|| Shares::new(capacity / 100 * u64::from(share)));
-        Self { entries, shares, stripes: Stripes::new(), writing: Default::default(), linked_until: AtomicU64::new(0) }
+        Self {
+            entries,
+            shares,
+            stripes: Stripes::new(stripes),
+            writing: Default::default(),
+            linked_until: AtomicU64::new(0),
+        }
     }
 
     /// The value under `key`, if it is of this type and function, has these tags, is alive, and not invalidated.
@@ -214,7 +220,7 @@ impl Near {
         self.entries.replace(key.into(), touched, true).is_ok()
     }
 
-    fn writing(&self, key: &str) -> std::sync::MutexGuard<'_, ()> {
+    fn writing(&self, key: &str) -> MutexGuard<'_, ()> {
         self.writing[self.stripes.spread(key, self.writing.len())].lock()
     }
 
@@ -252,7 +258,7 @@ mod tests {
     use crate::clock::Clock;
 
     fn fixture() -> (Near, Instant, impl Fn(&Near, &str, Duration)) {
-        let near = Near::new(1 << 20, 1 << 10, 100);
+        let near = Near::new(1 << 20, 1 << 10, 100, 1 << 16);
         let now = Clock::Coarse.now();
         let insert = move |near: &Near, key: &str, ttl: Duration| {
             let watch = near.stripes.watch([key, "space", "tenant"]);
@@ -353,7 +359,7 @@ mod tests {
             near.insert(scope, key, entry, 100);
         };
         let flood = |share: u32| {
-            let near = Near::new(1 << 20, 1 << 10, share);
+            let near = Near::new(1 << 20, 1 << 10, share, 1 << 16);
             (0..500).for_each(|i| insert(&near, "b", &format!("b{i}")));
             for i in 0..20_000 {
                 let key = format!("a{i}");

@@ -13,9 +13,6 @@ use crate::{
     sync::{AtomicU64, Ordering},
 };
 
-/// 512 KiB; at a thousand invalidated keys per second a live copy suffers a needless miss once a minute.
-const STRIPES: usize = 1 << 16;
-
 #[derive(Debug)]
 pub(crate) struct Stripes {
     counter: AtomicU64,
@@ -46,11 +43,12 @@ impl Watch {
 }
 
 impl Stripes {
-    pub(crate) fn new() -> Self {
+    /// `count` stripes; no more than 65 536 are used.
+    pub(crate) fn new(count: usize) -> Self {
         Self {
             counter: AtomicU64::new(1),
             everything: AtomicU64::new(0),
-            bumped: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(),
+            bumped: (0..count).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
         }
     }
@@ -103,10 +101,8 @@ impl Stripes {
     }
 
     fn stripe(&self, name: &str) -> u16 {
-        // The remainder fits.
-        #[expect(clippy::cast_possible_truncation, reason = "below STRIPES")]
-        let stripe = (self.hasher.hash_one(name) % STRIPES as u64) as u16;
-        stripe
+        let count = self.bumped.len() as u64;
+        u16::try_from(self.hasher.hash_one(name) % count).unwrap_or(u16::MAX)
     }
 }
 
@@ -116,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_bump_of_any_watched_name_is_noticed() {
-        let stripes = Stripes::new();
+        let stripes = Stripes::new(1 << 16);
         for name in ["cache:tenant:a:p:x", "cache:tenant:a:p", "cache:tenant:a:"] {
             let watch = stripes.watch(["cache:tenant:a:p:x", "cache:tenant:a:p", "cache:tenant:a:"]);
             assert!(stripes.unchanged(&watch));
@@ -139,7 +135,7 @@ mod tests {
 
     #[test]
     fn bumping_everything_spares_nothing() {
-        let stripes = Stripes::new();
+        let stripes = Stripes::new(1 << 16);
         let watch = stripes.watch(["a", "b", "c"]);
         stripes.bump_everything();
         assert!(!stripes.unchanged(&watch));
@@ -148,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_watch_taken_after_the_bump_holds() {
-        let stripes = Stripes::new();
+        let stripes = Stripes::new(1 << 16);
         stripes.bump("a");
         assert!(stripes.unchanged(&stripes.watch(["a", "b", "c"])));
     }
