@@ -7,7 +7,13 @@ use tokio::sync::{Notify, futures::Notified};
 use crate::sync::{Arc, Mutex};
 
 #[derive(Debug, Default)]
-pub(crate) struct Waiters(Mutex<HashMap<Box<str>, Arc<Notify>>>);
+pub(crate) struct Waiters(Mutex<HashMap<Box<str>, Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    notify: Arc<Notify>,
+    calls: usize,
+}
 
 /// A registered wait. Ends when dropped.
 #[derive(Debug)]
@@ -20,14 +26,16 @@ pub(crate) struct Waiter<'a> {
 impl Waiters {
     pub(crate) fn register(&self, key: &str) -> Waiter<'_> {
         let key: Box<str> = key.into();
-        let notify = self.0.lock().entry(key.clone()).or_default().clone();
-        Waiter { waiters: self, key, notify }
+        let mut waiters = self.0.lock();
+        let waiting = waiters.entry(key.clone()).or_default();
+        waiting.calls += 1;
+        Waiter { waiters: self, key, notify: waiting.notify.clone() }
     }
 
     /// Wakes all that wait for the lease of `key`.
     pub(crate) fn wake(&self, key: &str) {
-        if let Some(notify) = self.0.lock().get(key) {
-            notify.notify_waiters();
+        if let Some(waiting) = self.0.lock().get(key) {
+            waiting.notify.notify_waiters();
         }
     }
 }
@@ -42,9 +50,11 @@ impl Waiter<'_> {
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut waiters = self.waiters.0.lock();
-        // The map's and this one's: nobody else waits.
-        if Arc::strong_count(&self.notify) == 2 {
-            waiters.remove(&self.key);
+        if let Some(waiting) = waiters.get_mut(&self.key) {
+            waiting.calls -= 1;
+            if waiting.calls == 0 {
+                waiters.remove(&self.key);
+            }
         }
     }
 }
