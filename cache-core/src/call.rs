@@ -4,10 +4,11 @@ use std::marker::PhantomData;
 
 use crate::{
     codec::CacheValue,
+    near::{Cached, erase},
     nesting,
     remote::Budget,
     share::Share,
-    single_flight::Joined,
+    single_flight::{Ending, Joined, Leader},
     state::{State, Target},
     stats::{Counters, Slot},
     sync::Arc,
@@ -59,5 +60,14 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
         let (state, target) = (self.state, self.target);
         let now = state.clock.now();
         state.flights.join(target.key.as_str(), target.binding, &state.near.stripes, target.watch(), now)
+    }
+
+    /// To be called by a new leader: the one before it may have stored its value after this call looked for it. `Err`
+    /// with the value ends the flight, for all who wait by now.
+    pub(crate) fn look_again(&self, leader: Leader<'a>) -> Result<Leader<'a>, Cached<T>> {
+        let looked = leader.sending();
+        let Some(value) = self.target.lookup_near() else { return Ok(leader) };
+        leader.finish(Ending::Value(erase(&value)), Some(looked));
+        Err(value)
     }
 }

@@ -118,7 +118,7 @@ where
     let mut led: Vec<Led<'_, T, E>> = Vec::new();
     let mut first_at: HashMap<&str, usize> = HashMap::new();
     let mut repeated: Vec<(usize, usize)> = Vec::new();
-    for (at, looked) in looked.into_iter().enumerate() {
+    for (at, mut looked) in looked.into_iter().enumerate() {
         let target = &targets[at];
         let first = *first_at.entry(target.key.as_str()).or_insert(at);
         if first != at {
@@ -129,7 +129,13 @@ where
             if !call.must_bypass()
                 && let Joined::Leader(leader) = call.join()
             {
-                led.push(Led { at, call, leader, storage: Storage::Nowhere });
+                match call.look_again(leader) {
+                    Ok(leader) => led.push(Led { at, call, leader, storage: Storage::Nowhere }),
+                    Err(value) => {
+                        call.counters.coalesced.increment();
+                        looked.value = Some(value);
+                    }
+                }
             }
         }
         values.push(looked.value);

@@ -155,14 +155,18 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
             return Step::Done(Ok(value));
         }
         match self.join() {
-            Joined::Leader(leader) => Step::Lead(leader),
+            Joined::Leader(leader) => self.lead(leader),
             Joined::Follower(follower) => match self.follow(follower).await {
-                Some(Awaited::Leader(leader)) => Step::Lead(leader),
+                Some(Awaited::Leader(leader)) => self.lead(leader),
                 Some(Awaited::Ending(ending)) => self.take(ending),
                 Some(Awaited::GoAround) => Step::GoAround,
                 None => Step::Alone,
             },
         }
+    }
+
+    fn lead(&self, leader: Leader<'a>) -> Step<'a, T, E> {
+        self.look_again(leader).map_or_else(|value| Step::Done(Ok(value)), Step::Lead)
     }
 
     /// Waits for the leader, and takes its place if it is not polled for a lease period. `None` after `max_fetch`.
