@@ -244,6 +244,7 @@ fn check(options: &Options, pool: &PoolOptions) -> Result<(), Error> {
         fetch_cap,
         near_bytes: _,
         near_share,
+        stripes: _,
         max_value,
         codec: _,
         require_tenant: _,

@@ -63,11 +63,13 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
     }
 
     /// To be called by a new leader: the one before it may have stored its value after this call looked for it. `Err`
-    /// with the value ends the flight, for all who wait by now.
-    pub(crate) fn look_again(&self, leader: Leader<'a>) -> Result<Leader<'a>, Cached<T>> {
+    /// with the value ends the flight: without Redis for all who wait by now, else they look for themselves, as some
+    /// may want a stricter answer.
+    pub(crate) fn unless_near(&self, leader: Leader<'a>) -> Result<Leader<'a>, Cached<T>> {
         let looked = leader.sending();
         let Some(value) = self.target.lookup_near() else { return Ok(leader) };
-        leader.finish(Ending::Value(erase(&value)), Some(looked));
+        let accepted = self.state.remote.is_none().then_some(looked);
+        leader.finish(Ending::Value(erase(&value)), accepted);
         Err(value)
     }
 }

@@ -129,7 +129,7 @@ where
             if !call.must_bypass()
                 && let Joined::Leader(leader) = call.join()
             {
-                match call.look_again(leader) {
+                match call.unless_near(leader) {
                     Ok(leader) => led.push(Led { at, call, leader, storage: Storage::Nowhere }),
                     Err(value) => {
                         call.counters.coalesced.increment();

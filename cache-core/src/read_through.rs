@@ -166,7 +166,7 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
     }
 
     fn lead(&self, leader: Leader<'a>) -> Step<'a, T, E> {
-        self.look_again(leader).map_or_else(|value| Step::Done(Ok(value)), Step::Lead)
+        self.unless_near(leader).map_or_else(|value| Step::Done(Ok(value)), Step::Lead)
     }
 
     /// Waits for the leader, and takes its place if it is not polled for a lease period. `None` after `max_fetch`.

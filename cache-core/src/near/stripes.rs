@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn tags_are_watched_and_only_what_is_watched_is_covered() {
-        let stripes = Stripes::new();
+        let stripes = Stripes::new(1 << 16);
         let tags = ["t1".into(), "t2".into()];
         let plain = stripes.watch(["k", "p", "s"]);
         let tagged = stripes.watch(["k", "p", "s", "t1", "t2"]);
