@@ -356,7 +356,11 @@ pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Life>, Error> {
     }
     match &state.remote {
         Some(_) if target.must_miss() => Ok(None),
-        Some(remote) => remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await,
+        Some(remote) => {
+            let life = remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await?;
+            // As in `Target::accept`: the connection may be one to a server that came back with what it had removed.
+            Ok(life.filter(|_| !target.must_miss()))
+        }
         None => {
             let now = state.clock.now();
             let found = state.near.expiry(target.key.as_str(), target.key.tags(), &target.binding.origin, now);

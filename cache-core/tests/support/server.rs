@@ -18,7 +18,8 @@ use tempfile::TempDir;
 /// Long enough for a loaded machine, short enough to fail a hung test in time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running `redis-server` on a free loopback port, without persistence. It is killed when the handle is dropped.
+/// A running `redis-server` on a free loopback port, without persistence unless a test asks for a
+/// [snapshot](Self::snapshot). It is killed when the handle is dropped.
 ///
 /// `redis-test` starts and kills the process. This adds what it leaves out: extra arguments, waiting until the server
 /// answers, and ending, restarting or stopping it in the middle of a test.
@@ -45,7 +46,7 @@ impl Server {
         let credentials = password.map(|p| format!(":{p}@")).unwrap_or_default();
         let port = Port::reserve();
         let directory = TempDir::new().expect("a temporary directory");
-        let process = Mutex::new(Some(launch(port.number(), directory.path(), &args)));
+        let process = Mutex::new(Some(launch(port.number(), directory.path(), &args, READY)));
         Self { port, credentials, args, directory, process }
     }
 
@@ -96,11 +97,38 @@ impl Server {
     }
 
     /// Starts the server again on the same port, whether or not it still runs, and empty unless its arguments ask for
-    /// persistence.
+    /// persistence or a [snapshot](Self::snapshot) was taken.
     pub(crate) fn restart(&self) {
         let mut process = self.process();
         process.take();
-        *process = Some(launch(self.port(), self.directory.path(), &self.args));
+        *process = Some(launch(self.port(), self.directory.path(), &self.args, READY));
+    }
+
+    /// Writes down what is stored now. Every later start begins with it, whatever was stored or removed since.
+    pub(crate) fn snapshot(&self) {
+        assert_eq!(self.cli(&["SAVE"]), "OK");
+    }
+
+    /// Starts the server again as one that takes `delay` per key to load its snapshot, and returns once it says so to
+    /// those who ask. It is ready sooner after `CONFIG SET key-load-delay 0`.
+    pub(crate) fn restart_loading(&self, delay: Duration) {
+        let mut process = self.process();
+        process.take();
+        let mut args = self.args.clone();
+        // It listens to clients after every so many bytes.
+        args.extend(["--loading-process-events-interval-bytes".to_owned(), "1024".to_owned()]);
+        args.extend(["--key-load-delay".to_owned(), delay.as_micros().to_string()]);
+        *process = Some(launch(self.port(), self.directory.path(), &args, STARTED));
+        drop(process);
+        let said = self.cli(&["EXISTS", "x"]);
+        assert!(said.contains("loading the dataset"), "the snapshot is loaded too fast: {said}");
+    }
+
+    /// A figure out of the server's `INFO`.
+    pub(crate) fn info(&self, name: &str) -> u64 {
+        let info = self.cli(&["INFO"]);
+        let figure = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        figure.and_then(|figure| figure.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {info}"))
     }
 
     /// Freezes the process (`SIGSTOP`): connections stay open and connecting works, but nothing is answered.
@@ -124,8 +152,13 @@ impl Server {
     }
 }
 
-/// Starts the process and returns once it accepts connections.
-fn launch(port: u16, directory: &Path, args: &[String]) -> RedisServer {
+/// What the log says when everything is loaded and clients are served.
+const READY: &str = "Ready to accept connections";
+/// What it says before that, when the server listens and begins to load.
+const STARTED: &str = "Server initialized";
+
+/// Starts the process and returns once its log says `until`.
+fn launch(port: u16, directory: &Path, args: &[String], until: &str) -> RedisServer {
     let mut server = RedisServer::new_with_addr_tls_modules_and_spawner(
         ConnectionAddr::Tcp("127.0.0.1".to_owned(), port),
         None,
@@ -143,7 +176,7 @@ fn launch(port: u16, directory: &Path, args: &[String]) -> RedisServer {
         },
     );
     let log = server.process.stdout.take().expect("redis-test pipes stdout");
-    if let Err(mut said) = wait_until_ready(log) {
+    if let Err(mut said) = wait_for(log, until) {
         server.stop();
         let mut stderr = server.process.stderr.take().expect("redis-test pipes stderr");
         stderr.read_to_string(&mut said).ok();
@@ -152,8 +185,8 @@ fn launch(port: u16, directory: &Path, args: &[String]) -> RedisServer {
     server
 }
 
-/// Reads the server's log until it accepts connections, and goes on reading, so that the pipe never fills.
-fn wait_until_ready(log: ChildStdout) -> Result<(), String> {
+/// Reads the server's log until it says `until`, and goes on reading, so that the pipe never fills.
+fn wait_for(log: ChildStdout, until: &str) -> Result<(), String> {
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(log).lines().map_while(Result::ok) {
@@ -163,7 +196,7 @@ fn wait_until_ready(log: ChildStdout) -> Result<(), String> {
     let mut said = String::new();
     loop {
         match lines.recv_timeout(PATIENCE) {
-            Ok(line) if line.contains("Ready to accept connections") => return Ok(()),
+            Ok(line) if line.contains(until) => return Ok(()),
             Ok(line) => writeln!(said, "{line}").expect("writing to a String"),
             Err(RecvTimeoutError::Disconnected) => return Err(said),
             Err(RecvTimeoutError::Timeout) => return Err(said + "(still not ready)"),
