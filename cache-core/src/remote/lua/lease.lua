@@ -6,9 +6,6 @@ for i = 1, count + 1 do
   if not ids[i] or #ids[i] ~= 16 then
     ids[i] = ARGV[4 + i]
     redis.call('SET', KEYS[2 + i], ids[i], 'PX', ARGV[4])
-  elseif redis.call('PTTL', KEYS[2 + i]) < tonumber(ARGV[4]) then
-    -- It must outlive the fetch, or FILL is refused.
-    redis.call('PEXPIRE', KEYS[2 + i], ARGV[4])
   end
 end
 local generations = table.concat(ids, '', 2)
@@ -35,5 +32,12 @@ if type(lease) == 'string' then
     return {'taken', left, lease:sub(3, 18)}
   end
 end
+-- Before anything else is written: a full server refuses a script's first write only.
 redis.call('SET', KEYS[2], 'L' .. waits .. ARGV[1] .. noted, 'PX', ARGV[2])
+for i = 3, #KEYS do
+  if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[4]) then
+    -- It must outlive the fetch, or FILL is refused.
+    redis.call('PEXPIRE', KEYS[i], ARGV[4])
+  end
+end
 return {'granted', generations}

@@ -14,11 +14,15 @@ for i = 1, #KEYS - 2 do
   if not ids[i] or #ids[i] ~= 16 then
     ids[i] = ARGV[7 + i]
     redis.call('SET', KEYS[2 + i], ids[i], 'PX', keep)
-  elseif redis.call('PTTL', KEYS[2 + i]) < keep then
-    redis.call('PEXPIRE', KEYS[2 + i], keep)
   end
 end
-redis.call('DEL', KEYS[2])
+-- Before anything is removed or extended: a full server refuses a script's first write only.
 redis.call('SET', KEYS[1], ARGV[3] .. table.concat(ids) .. ARGV[4], 'PX', ARGV[1])
+redis.call('DEL', KEYS[2])
+for i = 3, #KEYS do
+  if redis.call('PTTL', KEYS[i]) < keep then
+    redis.call('PEXPIRE', KEYS[i], keep)
+  end
+end
 redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
