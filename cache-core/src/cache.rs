@@ -4,9 +4,10 @@ use std::{fmt, time::Duration};
 
 use crate::{
     clock::Clock,
-    error::Error,
+    error::{Error, ErrorKind},
     invalidate,
     options::Options,
+    remote::{LOADING, READ_ONLY},
     state::State,
     stats::Stats,
     sync::{Arc, Ordering},
@@ -113,7 +114,7 @@ pub struct Health {
     pub connected_clients: Option<u64>,
     /// How long the server has been running.
     pub uptime: Option<Duration>,
-    /// Why Redis did not answer, and what to do.
+    /// Why Redis did not answer or cannot be used, and what to do.
     pub error: Option<Error>,
 }
 
@@ -124,9 +125,10 @@ pub enum Status {
     /// No Redis is configured: the cache lives in this process alone.
     #[default]
     InProcess,
-    /// Redis answers.
+    /// Redis answers, and is ready.
     Healthy,
-    /// Redis does not answer: calls fetch, and near copies live at most three seconds.
+    /// Redis does not answer, still loads its data set or is a replica: calls fetch, and near copies live at most
+    /// three seconds.
     Degraded,
 }
 
@@ -138,15 +140,21 @@ impl Health {
                 .map(|value| value.trim().to_owned())
         };
         let number = |name: &str| field(name)?.parse::<u64>().ok();
+        // It answers this question all the same.
+        let unusable = match (field("loading").as_deref(), field("role").as_deref()) {
+            (Some("1"), _) => Some((ErrorKind::Loading, LOADING)),
+            (_, Some("slave" | "replica")) => Some((ErrorKind::ReadOnly, READ_ONLY)),
+            _ => None,
+        };
         Self {
-            status: Status::Healthy,
+            status: if unusable.is_some() { Status::Degraded } else { Status::Healthy },
             connected: true,
             latency: Some(latency),
             server_version: field("valkey_version").or_else(|| field("redis_version")),
             used_memory: number("used_memory"),
             connected_clients: number("connected_clients"),
             uptime: number("uptime_in_seconds").map(Duration::from_secs),
-            error: None,
+            error: unusable.map(|(kind, message)| Error::new(kind, message)),
         }
     }
 }

@@ -4,6 +4,10 @@ use bb8_redis::redis::{ErrorKind as Kind, RedisError, ServerErrorKind};
 
 use crate::error::{Error, ErrorKind};
 
+pub(crate) const LOADING: &str =
+    "Redis still loads its data set (LOADING); it is used again as soon as it is ready";
+pub(crate) const READ_ONLY: &str = "Redis is a replica (READONLY); point the URL to the primary";
+
 /// Translates an error. Neither the server's address nor the client's message can hold the password.
 pub(crate) fn classify(error: &RedisError) -> Error {
     let code = error.code().unwrap_or_default();
@@ -22,10 +26,8 @@ pub(crate) fn classify(error: &RedisError) -> Error {
             ErrorKind::OutOfMemory,
             "Redis is full (OOM, maxmemory reached); raise maxmemory or set an eviction policy such as allkeys-lru",
         ),
-        (_, "READONLY") => (ErrorKind::ReadOnly, "Redis is a replica (READONLY); point the URL to the primary"),
-        (_, "LOADING") => {
-            (ErrorKind::Loading, "Redis still loads its data set (LOADING); it is used again as soon as it is ready")
-        }
+        (_, "READONLY") => (ErrorKind::ReadOnly, READ_ONLY),
+        (_, "LOADING") => (ErrorKind::Loading, LOADING),
         (_, "MASTERDOWN") => {
             (ErrorKind::Loading, "the replica lost its primary (MASTERDOWN); point the URL to the primary")
         }
@@ -65,7 +67,7 @@ fn server_error(error: &RedisError, code: &str) -> Error {
         );
     }
     if detail.contains("READONLY") {
-        return Error::new(ErrorKind::ReadOnly, "Redis is a replica (READONLY); point the URL to the primary");
+        return Error::new(ErrorKind::ReadOnly, READ_ONLY);
     }
     if detail.contains("NOPERM") {
         return Error::new(

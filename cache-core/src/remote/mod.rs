@@ -14,6 +14,7 @@ use arrayvec::ArrayVec;
 
 use bb8_redis::redis::{Client, Cmd, ErrorKind as Kind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
 
+pub(crate) use self::failure::{LOADING, READ_ONLY};
 use self::{
     batch::Batcher,
     breaker::{Admission, Breaker},
