@@ -4,8 +4,7 @@ use bb8_redis::redis::{ErrorKind as Kind, RedisError, ServerErrorKind};
 
 use crate::error::{Error, ErrorKind};
 
-pub(crate) const LOADING: &str =
-    "Redis still loads its data set (LOADING); it is used again as soon as it is ready";
+pub(crate) const LOADING: &str = "Redis still loads its data set (LOADING); it is used again as soon as it is ready";
 pub(crate) const READ_ONLY: &str = "Redis is a replica (READONLY); point the URL to the primary";
 
 /// Translates an error. Neither the server's address nor the client's message can hold the password.
