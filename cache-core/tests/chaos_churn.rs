@@ -1,0 +1,276 @@
+//! Readers and writers against a database with versions, while the server does its worst: it evicts, is flushed, is
+//! killed, hangs. Whatever of our keys is lost, and whatever is executed late, no read is older than what was
+//! invalidated before it began.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use cache_core::{Cache, Invalidated, Keyspace, Scoped, TtlProfile};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use support::Server;
+
+const REPORTS: Keyspace<String> = TtlProfile::new("report", Duration::from_secs(60)).of();
+/// Time for a loaded machine: what is waited for comes within milliseconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What G3 promises, and a little.
+const BOUND: Duration = Duration::from_millis(3_050);
+
+/// The database, as far as a cache can be wrong about it: the version of each row, and the one that every cache must
+/// have forgotten everything before.
+struct Database {
+    rows: Vec<AtomicU64>,
+    acknowledged: Vec<AtomicU64>,
+    /// Writes that were acknowledged.
+    written: AtomicUsize,
+}
+
+impl Database {
+    fn new(rows: usize) -> Self {
+        let zeros = || (0..rows).map(|_| AtomicU64::new(0)).collect();
+        Self { rows: zeros(), acknowledged: zeros(), written: AtomicUsize::new(0) }
+    }
+
+    fn version(&self, row: usize) -> u64 {
+        self.rows[row].load(Ordering::SeqCst)
+    }
+
+    fn versions(&self) -> Vec<u64> {
+        (0..self.rows.len()).map(|row| self.version(row)).collect()
+    }
+
+    fn write(&self, row: usize) -> u64 {
+        self.rows[row].fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    fn acknowledge(&self, row: usize, version: u64) {
+        self.acknowledged[row].fetch_max(version, Ordering::SeqCst);
+    }
+
+    fn written(&self) -> usize {
+        self.written.load(Ordering::SeqCst)
+    }
+
+    /// A row as it is stored: its version and some kilobytes; a few are larger than what the server has room for.
+    fn row(&self, row: usize) -> String {
+        let length = if row.is_multiple_of(100) { 1_500_000 } else { 8_000 };
+        format!("{} {}", self.version(row), "x".repeat(length))
+    }
+
+    async fn read(&self, scope: &Scoped, row: usize, pause: u64) -> u64 {
+        let fetch = || async {
+            let value = self.row(row);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            Ok::<_, ()>(value)
+        };
+        let value = scope.try_get_or_fetch(&REPORTS.key(row), fetch).await.unwrap();
+        value.split_once(' ').unwrap().0.parse().unwrap()
+    }
+}
+
+const ROWS: usize = 300;
+/// Enough for each of our keys to be lost many times.
+const WRITES: usize = 500;
+
+/// Writes rows and invalidates them, each writer its own, as two `set`s of one row may overtake each other.
+///
+/// What got no answer promises nothing, and it is sent again by the journal.
+async fn write(database: &Database, scope: &Scoped, seed: u64, writers: usize, done: &AtomicBool) {
+    let mut random = StdRng::seed_from_u64(seed);
+    while !done.load(Ordering::SeqCst) {
+        let row = random.random_range(0..ROWS / writers) * writers + seed as usize;
+        let version = database.write(row);
+        let how = random.random_range(0..40);
+        let before = if how < 3 { database.versions() } else { Vec::new() };
+        let outcome = match how {
+            0 => scope.invalidate_keyspace(&REPORTS).await,
+            1 => scope.invalidate_all().await,
+            2 => scope.invalidate_pattern("report:*").await,
+            3..7 => match scope.set(&REPORTS.key(row), database.row(row)).await {
+                Ok(()) => Invalidated::Applied,
+                // For another tenth of a second the server may still execute it, and undo the next invalidation.
+                Err(error) if error.is_timeout() => {
+                    tokio::time::sleep(Duration::from_millis(150)).await;
+                    Invalidated::Pending
+                }
+                Err(_) => Invalidated::Pending,
+            },
+            _ => scope.invalidate(&REPORTS.key(row)).await,
+        };
+        if outcome.is_applied() {
+            before.into_iter().enumerate().for_each(|(row, version)| database.acknowledge(row, version));
+            database.acknowledge(row, version);
+            database.written.fetch_add(1, Ordering::SeqCst);
+        } else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Reads rows until told to stop; none may be older than what was acknowledged before the read began.
+async fn read(database: &Database, scope: &Scoped, seed: u64, done: &AtomicBool) {
+    let mut random = StdRng::seed_from_u64(seed);
+    while !done.load(Ordering::SeqCst) {
+        let row = random.random_range(0..ROWS);
+        let floor = database.acknowledged[row].load(Ordering::SeqCst);
+        let version = database.read(scope, row, random.random_range(0..3)).await;
+        assert!(version >= floor, "row {row}: {version} is served, {floor} was acknowledged");
+    }
+}
+
+/// Writers, readers in two processes without a near tier and in one with, until `disturb` has done its worst.
+async fn churn(server: &Server, op_timeout: Duration, disturb: impl AsyncFn(&Database)) {
+    let database = &Database::new(ROWS);
+    let scope = |near_bytes| {
+        let builder = Cache::builder().url(&server.url()).op_timeout(op_timeout).min_idle(1).near_bytes(near_bytes);
+        // Short, as a lease that is lost is waited for by those who were told of it.
+        builder.lease(Duration::from_millis(300)).build().unwrap().tenant("acme").unwrap()
+    };
+    let (one, two, near) = (&scope(0), &scope(0), &scope(64 << 20));
+    let done = &AtomicBool::new(false);
+    let disturbing = async {
+        disturb(database).await;
+        done.store(true, Ordering::SeqCst);
+    };
+    // How old what the near tier serves may be is measured when all is quiet.
+    let glancing = async {
+        let mut row = 0;
+        while !done.load(Ordering::SeqCst) {
+            row = (row + 7) % ROWS;
+            database.read(near, row, 0).await;
+        }
+    };
+    let reading = futures::future::join_all(
+        [one, two, one, two].into_iter().zip(10..).map(|(scope, seed)| read(database, scope, seed, done)),
+    );
+    tokio::join!(write(database, one, 0, 2, done), write(database, two, 1, 2, done), reading, glancing, disturbing);
+    tokio::time::sleep(BOUND).await;
+    for row in 0..ROWS {
+        for scope in [one, two, near] {
+            let begun = Instant::now();
+            let current = database.version(row);
+            loop {
+                let version = database.read(scope, row, 0).await;
+                assert!(version >= database.acknowledged[row].load(Ordering::SeqCst), "row {row}, when all is quiet");
+                if version == current {
+                    break;
+                }
+                assert!(begun.elapsed() < PATIENCE, "row {row}: an invalidation is never sent again");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+/// The keys that a server evicts, by kind.
+fn count_evicted(server: &Server) -> Arc<Mutex<BTreeMap<&'static str, usize>>> {
+    server.cli(&["CONFIG", "SET", "notify-keyspace-events", "Ee"]);
+    let evicted = Arc::new(Mutex::new(BTreeMap::new()));
+    let (counts, mut connection) = (evicted.clone(), server.connect().unwrap());
+    std::thread::spawn(move || {
+        let mut events = connection.as_pubsub();
+        events.subscribe("__keyevent@0__:evicted").unwrap();
+        // Until the server ends.
+        while let Ok(event) = events.get_message() {
+            let key: String = event.get_payload().unwrap();
+            let kind = match key.rsplit_once('~').map_or("", |(_, end)| end) {
+                "" => "value",
+                "l" => "lease",
+                "f" => "fence",
+                "g" => "generation",
+                _ => "sentinel",
+            };
+            *counts.lock().unwrap().entry(kind).or_default() += 1;
+        }
+    });
+    evicted
+}
+
+/// G6: less memory than values, and a server that evicts whatever it likes at any time.
+#[tokio::test]
+async fn a_server_that_evicts_makes_misses_and_nothing_stale() {
+    let runs = ["allkeys-lru", "volatile-lru", "allkeys-random"].map(async |policy| {
+        let server = Server::with_args(&["--maxmemory-policy", policy, "--maxmemory-samples", "1"]);
+        let counts = count_evicted(&server);
+        let room = server.info("used_memory") + 2_000_000;
+        server.cli(&["CONFIG", "SET", "maxmemory", &room.to_string()]);
+        churn(&server, PATIENCE, async |database| {
+            while database.written() < WRITES {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        std::mem::take(&mut *counts.lock().unwrap())
+    });
+    let evicted: BTreeMap<_, _> = futures::future::join_all(runs).await.into_iter().flatten().collect();
+    for kind in ["value", "generation", "fence", "lease"] {
+        assert!(evicted.contains_key(kind), "the test evicted no {kind}: {evicted:?}");
+    }
+}
+
+/// G6: everything is flushed again and again, scripts and all, in the middle of leases and fills.
+#[tokio::test]
+async fn a_server_that_is_flushed_makes_misses_and_nothing_stale() {
+    let server = Server::start();
+    churn(&server, PATIENCE, async |database| {
+        for command in [&["FLUSHALL"][..], &["SCRIPT", "FLUSH"], &["FLUSHDB", "ASYNC"]].into_iter().cycle() {
+            if database.written() >= WRITES {
+                break;
+            }
+            server.cli(command);
+            tokio::time::sleep(Duration::from_millis(7)).await;
+        }
+    })
+    .await;
+}
+
+/// Disturbs ten times, whenever writes have been acknowledged since the last time.
+async fn ten_times(database: &Database, mut disturb: impl AsyncFnMut()) {
+    for _ in 0..10 {
+        let (begun, before) = (Instant::now(), database.written());
+        while database.written() < before + 20 {
+            assert!(begun.elapsed() < PATIENCE, "the server is not used again");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        disturb().await;
+    }
+}
+
+/// G6 and G1: the server is killed and comes back empty, again and again.
+#[tokio::test]
+async fn a_server_that_is_killed_again_and_again_makes_misses_and_nothing_stale() {
+    let server = Server::start();
+    churn(&server, PATIENCE, async |database| {
+        ten_times(database, async || {
+            server.kill();
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            server.restart();
+        })
+        .await;
+    })
+    .await;
+}
+
+/// G1: the server hangs again and again, for longer than a call waits: all that was given up is executed late.
+#[tokio::test]
+async fn a_server_that_hangs_again_and_again_makes_misses_and_nothing_stale() {
+    const OP_TIMEOUT: Duration = Duration::from_millis(100);
+    let server = Server::start();
+    churn(&server, OP_TIMEOUT, async |database| {
+        ten_times(database, async || {
+            server.pause();
+            tokio::time::sleep(OP_TIMEOUT + Duration::from_millis(30)).await;
+            server.resume();
+        })
+        .await;
+    })
+    .await;
+}
