@@ -460,3 +460,387 @@ async fn replies_that_are_lost_doubled_and_swapped_under_load_bring_nothing_wron
         is_used_again(&client.scope).await;
     }
 }
+
+/// Waits until near copies are vouched for: one that is older than the bound is still served.
+async fn until_linked(scope: &Scoped, proxy: &Proxy) {
+    let key = REPORTS.key("link");
+    eventually("linked", async || {
+        scope.try_get_or_fetch(&key, || fetched("v")).await.unwrap();
+        proxy.reset();
+        tokio::time::sleep(BOUND + Duration::from_millis(100)).await;
+        scope.try_get_or_fetch(&key, || fetched("v")).await.unwrap();
+        proxy.count("MGET") == 0
+    })
+    .await;
+}
+
+/// G3, G7, with a link that fails one way or for one kind of connection only: a silent subscriber beside commands that
+/// pass, silent commands beside a subscriber that hears, and commands or replies that are late.
+#[tokio::test]
+async fn a_link_that_fails_in_part_serves_nothing_old_for_longer_than_the_bound() {
+    let server = Server::start();
+    let writer = acme(one_connection(&server.url())).await;
+    let faults: [(&str, fn(&Proxy)); 4] = [
+        ("subscriber", |proxy| proxy.set_for(Class::Subscriber, Fault::Swallow)),
+        ("commands", |proxy| proxy.set_for(Class::Commands, Fault::Swallow)),
+        ("late commands", |proxy| proxy.hold(Hold::Delay(Duration::from_secs(8)))),
+        ("late replies", |proxy| proxy.set_for(Class::Commands, Fault::Delay(Duration::from_secs(8)))),
+    ];
+    let runs = faults.map(|(name, fail)| {
+        let (server, writer) = (&server, &writer);
+        async move {
+            let proxy = Proxy::start(server);
+            let cache = Cache::builder().url(proxy.url()).op_timeout(Duration::from_millis(100)).min_idle(1);
+            let reader = acme(cache).await;
+            until_linked(&reader, &proxy).await;
+            let key = REPORTS.key(name);
+            assert_eq!(*reader.try_get_or_fetch(&key, || fetched("old")).await.unwrap(), "old");
+            fail(&proxy);
+            assert!(writer.invalidate(&key).await.is_applied());
+            let returned = Instant::now();
+            let mut last = Duration::ZERO;
+            loop {
+                // When the read began is what counts.
+                let begun = returned.elapsed();
+                let value = in_time(name, reader.try_get_or_fetch(&key, || fetched("new"))).await.unwrap();
+                if *value == "new" {
+                    break;
+                }
+                assert!(begun <= BOUND, "{name}: {begun:?}");
+                last = begun;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            if name != "subscriber" {
+                // The notice was heard; the word of the link would have carried further.
+                assert!(last < BOUND / 2, "{name}: {last:?}");
+            }
+            // Longer than the link's word carries, and calls still get their values.
+            let begun = Instant::now();
+            while begun.elapsed() < BOUND {
+                let key = REPORTS.key((name, begun.elapsed().as_nanos()));
+                assert_eq!(*in_time(name, reader.try_get_or_fetch(&key, || fetched("v"))).await.unwrap(), "v");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            proxy.hold(Hold::None);
+            proxy.set(Fault::None);
+            is_used_again(&reader).await;
+            until_linked(&reader, &proxy).await;
+        }
+    });
+    futures::future::join_all(runs).await;
+}
+
+/// G1, G4 over a slow link that is within `op_timeout`: hits, one fetch for all, and invalidations that are
+/// acknowledged.
+#[tokio::test]
+async fn a_link_slower_than_usual_and_faster_than_op_timeout_is_used_as_any_other() {
+    let server = Server::start();
+    let proxies = [Proxy::start(&server), Proxy::start(&server)];
+    // One is slow on the way there, the other on the way back.
+    proxies[0].hold(Hold::Delay(Duration::from_millis(200)));
+    proxies[1].set(Fault::Delay(Duration::from_millis(200)));
+    let builder = |url: &str| Cache::builder().url(url).near_bytes(0).min_idle(1).op_timeout(Duration::from_secs(1));
+    let mut caches = Vec::new();
+    for proxy in &proxies {
+        caches.push(in_time("connecting", builder(proxy.url()).connect()).await.unwrap());
+    }
+    let scopes: Vec<_> = caches.iter().map(|cache| cache.tenant("acme").unwrap()).collect();
+    for scope in &scopes {
+        // The first call may find the connection still being made.
+        eventually("connected", async || scope.get(&REPORTS.key("warm")).await.is_ok()).await;
+    }
+    let errors = || caches.iter().map(|cache| cache.stats().total.remote_errors).sum::<u64>();
+    let before = errors();
+    let key = REPORTS.key("x");
+    for round in 0..3 {
+        let fetches = AtomicUsize::new(0);
+        let (fetches_made, value) = (&fetches, &format!("v{round}"));
+        let calls = scopes.iter().flat_map(|scope| [scope; 20]).map(|scope| {
+            let key = &key;
+            scope.try_get_or_fetch(key, move || async move {
+                fetches_made.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                fetched(value).await
+            })
+        });
+        for given in in_time("the calls", futures::future::join_all(calls)).await {
+            assert_eq!(*given.unwrap(), *value);
+        }
+        assert_eq!(fetches.load(Ordering::SeqCst), 1, "round {round}");
+        for scope in &scopes {
+            assert_eq!(scope.get(&key).await.unwrap().as_deref(), Some(value), "a hit");
+        }
+        assert!(scopes[round % 2].invalidate(&key).await.is_applied());
+        for scope in &scopes {
+            assert_eq!(scope.get(&key).await.unwrap(), None);
+        }
+    }
+    assert_eq!(errors(), before);
+}
+
+/// G5, G7 over a link slower than `op_timeout`: calls fetch, nothing waits for ever, an invalidation that was sent is
+/// heard although its acknowledgement comes too late, and everything is as before once the link is.
+#[tokio::test]
+async fn a_link_slower_than_op_timeout_leads_to_the_fetch_and_recovers() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let observer = acme(one_connection(&server.url())).await;
+    let builder = Cache::builder().url(proxy.url()).near_bytes(0).min_idle(1).op_timeout(Duration::from_millis(100));
+    let mine = acme(builder).await;
+    let (first, second) = (REPORTS.key("first"), REPORTS.key("second"));
+    is_used_again(&mine).await;
+    for way in ["there", "back"] {
+        for key in [&first, &second] {
+            observer.set(key, "old".to_owned()).await.unwrap();
+            assert_eq!(*mine.get(key).await.unwrap().unwrap(), "old");
+        }
+        match way {
+            "there" => proxy.hold(Hold::Delay(Duration::from_millis(200))),
+            _ => proxy.set(Fault::Delay(Duration::from_millis(200))),
+        }
+        assert_eq!(in_time("the invalidation", mine.invalidate(&first)).await, Invalidated::Pending);
+        assert_eq!(mine.get(&first).await.unwrap(), None, "{way}: a miss here at once");
+        eventually("heard", async || observer.get(&first).await.unwrap().is_none()).await;
+        let calls = (0..50).map(|id| {
+            let mine = &mine;
+            async move { mine.try_get_or_fetch(&REPORTS.key((way, id)), || fetched("v")).await.unwrap() }
+        });
+        for value in in_time("the calls", futures::future::join_all(calls)).await {
+            assert_eq!(*value, "v");
+        }
+        assert_eq!(in_time("the invalidation", mine.invalidate(&second)).await, Invalidated::Pending);
+        assert_eq!(mine.get(&second).await.unwrap(), None, "{way}: a miss here at once");
+        proxy.hold(Hold::None);
+        proxy.set(Fault::None);
+        eventually("heard", async || observer.get(&second).await.unwrap().is_none()).await;
+        is_used_again(&mine).await;
+        eventually("cached", async || {
+            mine.try_get_or_fetch(&first, || fetched("new")).await.unwrap();
+            observer.get(&first).await.unwrap().is_some()
+        })
+        .await;
+    }
+}
+
+/// G7: a trip is well within `op_timeout`, the several trips that make a connection are not. It is made all the same, at
+/// the start and after it broke, while calls go on to their fetches.
+#[tokio::test]
+async fn a_connection_that_takes_longer_to_make_than_op_timeout_is_made() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    proxy.set(Fault::Delay(Duration::from_millis(150)));
+    let builder = Cache::builder().url(proxy.url()).near_bytes(0).op_timeout(Duration::from_millis(250));
+    let mine = builder.build().unwrap().tenant("acme").unwrap();
+    for _ in 0..3 {
+        for id in 0..10 {
+            assert_eq!(*mine.try_get_or_fetch(&REPORTS.key(id), || fetched("v")).await.unwrap(), "v");
+        }
+        is_used_again(&mine).await;
+        proxy.drop_connections();
+    }
+}
+
+/// One command of the protocol, and a call that sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Read,
+    ReadMany,
+    Ttl,
+    Lease,
+    Fill,
+    Release,
+    Renew,
+    Touch,
+    /// How, and which of its commands.
+    Invalidate(How, &'static str),
+}
+
+const VERBS: [Verb; 20] = {
+    use Verb::*;
+    [
+        Read,
+        ReadMany,
+        Ttl,
+        Lease,
+        Fill,
+        Release,
+        Renew,
+        Touch,
+        Invalidate(How::Set, "SET"),
+        Invalidate(How::Key, "INVALIDATE"),
+        Invalidate(How::Many, "INVALIDATE"),
+        Invalidate(How::Keyspace, "UNLINK"),
+        Invalidate(How::Keyspace, "PUBLISH"),
+        Invalidate(How::Tenant, "UNLINK"),
+        Invalidate(How::Tenant, "PUBLISH"),
+        Invalidate(How::Pattern, "UNLINK"),
+        Invalidate(How::Pattern, "PUBLISH"),
+        Invalidate(How::Pattern, "SCAN"),
+        // The keys themselves, and the last notice.
+        Invalidate(How::Pattern, "second UNLINK"),
+        Invalidate(How::Pattern, "second PUBLISH"),
+    ]
+};
+
+/// A process whose link spoils the reply to one command, and one that sees what came of it.
+struct Case {
+    proxy: Proxy,
+    mine: Scoped,
+    observer: Scoped,
+    key: Key<String>,
+}
+
+impl Case {
+    async fn new(server: &Server, tenant: &str) -> Self {
+        let proxy = Proxy::start(server);
+        let builder = one_connection(proxy.url()).op_timeout(Duration::from_millis(300));
+        let mine = builder.lease(Duration::from_millis(600)).connect().await.unwrap().tenant(tenant).unwrap();
+        let observer = one_connection(&server.url()).connect().await.unwrap().tenant(tenant).unwrap();
+        // Warm: the connection is made.
+        eventually("connected", async || mine.get(&REPORTS.key("warm")).await.is_ok()).await;
+        Self { proxy, mine, observer, key: REPORTS.key("x-1") }
+    }
+
+    async fn run(&self, verb: Verb, spoil: Spoil) {
+        let what = format!("{spoil:?} at {verb:?}");
+        let Self { proxy, mine, observer, key } = self;
+        let fetches = AtomicUsize::new(0);
+        let fetch = || async {
+            fetches.fetch_add(1, Ordering::SeqCst);
+            fetched("fetched").await
+        };
+        match verb {
+            Verb::Read | Verb::ReadMany => {
+                observer.set(key, "stored".to_owned()).await.unwrap();
+                proxy.spoil_next("MGET", spoil);
+                let value = if verb == Verb::Read {
+                    mine.try_get_or_fetch(key, fetch).await.unwrap()
+                } else {
+                    let rows = |missing: Vec<Key<String>>| {
+                        fetches.fetch_add(1, Ordering::SeqCst);
+                        ready(Ok::<_, ()>(missing.into_iter().map(|key| (key, "fetched".to_owned()))))
+                    };
+                    mine.try_get_or_fetch_many(&[key.clone(), REPORTS.key("y")], rows).await.unwrap().remove(0).unwrap()
+                };
+                // One that broke is asked again on another connection; one that is lost leads to the fetch.
+                let from = if fetches.load(Ordering::SeqCst) > 0 && verb == Verb::Read { "fetched" } else { "stored" };
+                assert!(*value == from || (spoil == Spoil::Lose && *value == "fetched"), "{what}: {value}");
+            }
+            Verb::Ttl => {
+                observer.set(key, "stored".to_owned()).await.unwrap();
+                proxy.spoil_next("GETRANGE", spoil);
+                match mine.exists(key).await {
+                    Ok(exists) => assert!(exists, "{what}"),
+                    Err(error) => assert!(error.is_unavailable() && spoil == Spoil::Lose, "{what}: {error}"),
+                }
+            }
+            Verb::Lease | Verb::Fill => {
+                proxy.spoil_next(if verb == Verb::Lease { "LEASE" } else { "FILL" }, spoil);
+                assert_eq!(*mine.try_get_or_fetch(key, fetch).await.unwrap(), "fetched", "{what}");
+                assert_eq!(fetches.load(Ordering::SeqCst), 1, "{what}");
+                let seen = observer.try_get_or_fetch(key, || fetched("theirs")).await.unwrap();
+                assert!(*seen == "fetched" || *seen == "theirs", "{what}");
+            }
+            Verb::Release => {
+                proxy.spoil_next("RELEASE", spoil);
+                let failed = mine.try_get_or_fetch(key, || ready(Err::<String, _>("as a test"))).await;
+                assert_eq!(failed.unwrap_err(), "as a test", "{what}");
+                // Given back, or run out after its period.
+                assert_eq!(*observer.try_get_or_fetch(key, || fetched("theirs")).await.unwrap(), "theirs", "{what}");
+            }
+            Verb::Renew => {
+                proxy.spoil_next("RENEW", spoil);
+                let slow = || async {
+                    proxy.until("RENEW", 2).await;
+                    fetch().await
+                };
+                assert_eq!(*mine.try_get_or_fetch(key, slow).await.unwrap(), "fetched", "{what}");
+            }
+            Verb::Touch => {
+                observer.set(key, "stored".to_owned()).await.unwrap();
+                proxy.spoil_next("TOUCH", spoil);
+                match mine.touch(key).await {
+                    Ok(touched) => assert!(touched, "{what}"),
+                    Err(error) => assert!(error.is_unavailable() && spoil == Spoil::Lose, "{what}: {error}"),
+                }
+            }
+            Verb::Invalidate(how, command) => {
+                observer.set(key, "old".to_owned()).await.unwrap();
+                let second = command.strip_prefix("second ");
+                let wanted = second.unwrap_or(command);
+                proxy.reset();
+                if second.is_none() {
+                    proxy.spoil_next(wanted, spoil);
+                } else {
+                    proxy.set(Fault::HoldRepliesTo("SCAN"));
+                }
+                let invalidating = how.invalidate(mine, key);
+                let spoiling = async {
+                    if second.is_some() {
+                        proxy.until("SCAN", 1).await;
+                        proxy.spoil_next(wanted, spoil);
+                        proxy.set(Fault::None);
+                    }
+                };
+                let (outcome, ()) = tokio::join!(invalidating, spoiling);
+                // Where only the connection was lost, the same call tries again.
+                assert!(outcome.is_applied() || spoil == Spoil::Lose, "{what}: {outcome:?}");
+                let is_old = async || observer.get(key).await.unwrap().is_some_and(|value| *value == "old");
+                if outcome.is_applied() {
+                    assert!(!is_old().await, "{what}: not applied");
+                } else {
+                    assert_eq!(mine.get(key).await.unwrap(), None, "{what}: a miss here at once");
+                    eventually(&what, async || !is_old().await).await;
+                }
+            }
+        }
+        is_used_again(mine).await;
+    }
+}
+
+/// G1, G5, at every command of the protocol: the call gives what it must, an invalidation without an acknowledgement is
+/// sent again, and afterwards the link is used as before.
+async fn at_every_command(spoil: Spoil) {
+    let server = Server::start();
+    let runs = VERBS.iter().enumerate().map(|(at, verb)| {
+        let server = &server;
+        async move {
+            let case = Case::new(server, &format!("tenant-{at}")).await;
+            in_time(&format!("{spoil:?} at {verb:?}"), case.run(*verb, spoil)).await;
+        }
+    });
+    futures::future::join_all(runs).await;
+}
+
+#[tokio::test]
+async fn a_reply_that_breaks_off_at_any_command_costs_no_correct_answer() {
+    at_every_command(Spoil::Truncate).await;
+}
+
+#[tokio::test]
+async fn a_reply_that_is_no_protocol_at_any_command_costs_no_correct_answer() {
+    at_every_command(Spoil::Garble).await;
+}
+
+#[tokio::test]
+async fn a_reply_that_is_lost_at_any_command_is_made_up_for() {
+    at_every_command(Spoil::Lose).await;
+}
+
+/// G3: the acknowledgement of the subscription breaks off or never comes; the link is made again.
+#[tokio::test]
+async fn a_subscription_whose_acknowledgement_is_lost_is_made_again() {
+    let server = Server::start();
+    let runs = [Spoil::Truncate, Spoil::Lose].map(|spoil| {
+        let server = &server;
+        async move {
+            let proxy = Proxy::start(server);
+            proxy.spoil_next("SUBSCRIBE", spoil);
+            let builder = Cache::builder().url(proxy.url()).min_idle(1).connect_timeout(Duration::from_secs(1));
+            let mine = acme(builder.op_timeout(Duration::from_secs(1))).await;
+            until_linked(&mine, &proxy).await;
+            assert!(proxy.count("SUBSCRIBE") > 0 || proxy.accepted() > 2, "{spoil:?}: nothing was spoiled");
+        }
+    });
+    futures::future::join_all(runs).await;
+}

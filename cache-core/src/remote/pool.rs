@@ -22,6 +22,9 @@ use crate::{
 
 /// How long one connection is used before bb8 is asked again.
 const IN_USE: Duration = Duration::from_secs(1);
+/// How long a first connection may take before it is given up for a new attempt, to begin with. It takes several trips,
+/// and so may take longer than a call has time for.
+const FIRST_PATIENCE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -29,6 +32,8 @@ pub(crate) struct Pool {
     options: PoolOptions,
     generations: AtomicU64,
     current: Mutex<Option<Generation>>,
+    /// How long the next first connection may take: longer after each that was given up.
+    patience: Mutex<Duration>,
     closed: AtomicBool,
     on_reconnect: OnceLock<Hook>,
 }
@@ -49,6 +54,7 @@ struct Generation {
     pool: bb8::Pool<Manager>,
     /// Cleared when the runtime that carries the connections shuts down.
     carried: Arc<AtomicBool>,
+    begun: std::time::Instant,
     /// The connection in use, and since when. bb8 is asked again after a while, so that its lifetimes hold.
     in_use: Option<(MultiplexedConnection, std::time::Instant)>,
 }
@@ -78,6 +84,7 @@ impl Pool {
             options,
             generations: AtomicU64::new(0),
             current: Mutex::new(None),
+            patience: Mutex::new(FIRST_PATIENCE.min(options.connect_timeout)),
             closed: AtomicBool::new(false),
             on_reconnect: OnceLock::new(),
         }
@@ -108,6 +115,10 @@ impl Pool {
                     let handle = guard.clone();
                     let mut current = self.current.lock();
                     if let Some(current) = current.as_mut().filter(|current| current.number == generation.number) {
+                        if current.in_use.is_none() {
+                            let usual = (current.begun.elapsed() * 2).max(FIRST_PATIENCE);
+                            *self.patience.lock() = usual.min(self.options.connect_timeout);
+                        }
                         current.in_use = Some((handle.clone(), std::time::Instant::now()));
                     }
                     Ok(Connection { handle, generation: generation.number })
@@ -127,15 +138,24 @@ impl Pool {
         }
     }
 
-    /// Drops all connections; the next call makes new ones.
+    /// Drops all connections; the next call makes new ones. A first connection that is still being made is let be for
+    /// a while: where making it takes longer than calls wait, it would else be given up again and again.
     pub(crate) fn reset(&self) {
-        *self.current.lock() = None;
+        let mut current = self.current.lock();
+        if let Some(generation) = current.as_ref().filter(|generation| generation.in_use.is_none()) {
+            let mut patience = self.patience.lock();
+            if generation.begun.elapsed() < *patience {
+                return;
+            }
+            *patience = (*patience * 2).min(self.options.connect_timeout);
+        }
+        *current = None;
     }
 
     /// Drops all connections, for good.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.reset();
+        *self.current.lock() = None;
     }
 
     fn generation(&self) -> Result<Generation, Error> {
@@ -164,7 +184,7 @@ impl Pool {
             drop(anchor);
         });
         let number = self.generations.fetch_add(1, Ordering::Relaxed);
-        let generation = Generation { number, pool, carried, in_use: None };
+        let generation = Generation { number, pool, carried, begun: std::time::Instant::now(), in_use: None };
         *current = Some(generation.clone());
         drop(current);
         if number > 0

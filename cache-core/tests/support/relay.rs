@@ -1,6 +1,7 @@
 //! What the proxy does with one connection: read, record, do as the fault says, pass on.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::pending;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::resp;
 
@@ -186,9 +189,31 @@ pub(super) async fn relay(rules: &Rules, id: usize, client: TcpStream, server: T
     let (client_in, client_out) = client.into_split();
     let (server_in, server_out) = server.into_split();
     let connection = Connection { rules, id, subscribed: AtomicBool::new(false), pending: Mutex::default() };
+    let (commands, commands_out) = mpsc::unbounded_channel();
+    let (replies, replies_out) = mpsc::unbounded_channel();
     tokio::select! {
-        _ = connection.forward_commands(client_in, server_out) => {}
-        _ = connection.forward_replies(server_in, client_out) => {}
+        // One that has ended may leave bytes that are held or delayed: the forwarding ends behind them.
+        () = async { tokio::join!(read(client_in, commands), read(server_in, replies)); pending().await } => {}
+        _ = connection.forward_commands(commands_out, server_out) => {}
+        _ = connection.forward_replies(replies_out, client_out) => {}
+    }
+}
+
+/// Bytes, and when they came.
+type Chunk = (Instant, Vec<u8>);
+
+/// Reads on while what came before is held or delayed, so that a delay is a latency and no lack of throughput.
+async fn read(mut from: OwnedReadHalf, chunks: UnboundedSender<Chunk>) {
+    loop {
+        let mut chunk = Vec::new();
+        if !from.read_buf(&mut chunk).await.is_ok_and(|read| read > 0) {
+            return;
+        }
+        // What was written in one go should be read in one go, or the first reply could split it into two trips.
+        while from.try_read_buf(&mut chunk).is_ok_and(|read| read > 0) {}
+        if chunks.send((Instant::now(), chunk)).is_err() {
+            return;
+        }
     }
 }
 
@@ -206,13 +231,15 @@ impl Connection<'_> {
         self.rules.fault(if subscribed { Class::Subscriber } else { Class::Commands })
     }
 
-    async fn forward_commands(&self, mut client: OwnedReadHalf, mut server: OwnedWriteHalf) -> io::Result<()> {
+    async fn forward_commands(
+        &self,
+        mut client: UnboundedReceiver<Chunk>,
+        mut server: OwnedWriteHalf,
+    ) -> io::Result<()> {
         let mut buffer = Vec::new();
         let mut swallowing = false;
-        while client.read_buf(&mut buffer).await? > 0 {
-            // What the client wrote in one go should be read in one go, or the first reply could split it into two
-            // trips.
-            while client.try_read_buf(&mut buffer).is_ok_and(|read| read > 0) {}
+        while let Some((came, chunk)) = client.recv().await {
+            buffer.extend_from_slice(&chunk);
             let mut ends = Vec::new();
             let mut commands = Vec::new();
             let mut complete = 0;
@@ -235,7 +262,7 @@ impl Connection<'_> {
             }
             lock(&self.pending).extend(commands.iter().cloned());
             self.rules.log.send_modify(|log| log.arrived(self.id, &commands));
-            delay_commands(self.rules).await;
+            delay_commands(self.rules, came).await;
             // All in one go, unless one is held.
             let (mut written, mut passed) = (0, 0);
             for (at, command) in commands.iter().enumerate() {
@@ -256,11 +283,16 @@ impl Connection<'_> {
         Ok(())
     }
 
-    async fn forward_replies(&self, mut server: OwnedReadHalf, mut client: OwnedWriteHalf) -> io::Result<()> {
+    async fn forward_replies(
+        &self,
+        mut server: UnboundedReceiver<Chunk>,
+        mut client: OwnedWriteHalf,
+    ) -> io::Result<()> {
         let mut buffer = Vec::new();
         let mut swapped: Option<Vec<u8>> = None;
-        while server.read_buf(&mut buffer).await? > 0 {
-            delay(self.fault()).await;
+        while let Some((came, chunk)) = server.recv().await {
+            buffer.extend_from_slice(&chunk);
+            delay(self.fault(), came).await;
             while let Some(frame) = resp::frame(&buffer) {
                 let answered = if resp::is_push(&buffer) { None } else { lock(&self.pending).pop_front() };
                 let command = answered.unwrap_or_default();
@@ -302,25 +334,25 @@ impl Connection<'_> {
 }
 
 /// Waits as long as commands are delayed, or until they no longer are.
-async fn delay_commands(rules: &Rules) {
+async fn delay_commands(rules: &Rules, came: Instant) {
     let mut hold = rules.hold.subscribe();
     let duration = match *hold.borrow() {
         Hold::Delay(duration) => duration,
         _ => return,
     };
     let lifted = hold.wait_for(|hold| !matches!(hold, Hold::Delay(_)));
-    tokio::time::timeout(duration, lifted).await.ok();
+    tokio::time::timeout_at(came + duration, lifted).await.ok();
 }
 
 /// Waits as long as replies are delayed, or until they no longer are.
-async fn delay(fault: &watch::Sender<Fault>) {
+async fn delay(fault: &watch::Sender<Fault>, came: Instant) {
     let mut fault = fault.subscribe();
     let duration = match *fault.borrow() {
         Fault::Delay(duration) => duration,
         _ => return,
     };
     let lifted = fault.wait_for(|fault| !matches!(fault, Fault::Delay(_)));
-    tokio::time::timeout(duration, lifted).await.ok();
+    tokio::time::timeout_at(came + duration, lifted).await.ok();
 }
 
 /// Waits until replies to `command` may pass.
