@@ -10,6 +10,7 @@ use std::{
 
 use cache_core::{Cache, Keyspace, Scoped, TtlProfile, cached};
 use futures::future::{BoxFuture, join_all};
+use tokio::task::JoinHandle;
 
 use super::{
     cut::{Cut, When, soon, until},
@@ -174,6 +175,34 @@ impl World {
         if self.redis.is_some() { &[When::AtOnce, When::InFlight, When::Woken] } else { &[When::AtOnce, When::Woken] }
     }
 
+    /// The same with others that want what `call` is to fetch, `mine` in its process and `theirs` in another. `call`
+    /// is the first to look and to lead. Where it is polled beyond that, `mine`, which miss `keys` keys each, have
+    /// joined it, and it has the lease before `theirs` ask for one.
+    pub(crate) async fn cut_before<R, O: Send + 'static>(
+        &self,
+        mut call: Cut<R>,
+        (when, polls): (When, usize),
+        keys: usize,
+        mine: Vec<BoxFuture<'static, O>>,
+        theirs: Vec<BoxFuture<'static, O>>,
+    ) -> (bool, Vec<JoinHandle<O>>) {
+        let missed = self.misses();
+        // Its first poll looks near, and in Redis; the one after that begins the flight.
+        let leads = if self.redis.is_some() { 2 } else { 1 };
+        let has_joined = polls > 2 || (polls > 0 && leads == 1);
+        call.poll_to(polls.min(if has_joined { leads } else { 1 })).await;
+        if polls > 1 {
+            call.wait_until_woken().await;
+        }
+        let all = ((1 + mine.len()) * keys) as u64;
+        let mut others: Vec<_> = mine.into_iter().map(tokio::spawn).collect();
+        if has_joined {
+            roughly(1_000, || self.misses() - missed >= all).await;
+        }
+        others.extend(theirs.into_iter().map(tokio::spawn));
+        (self.cut(call, when, polls).await, others)
+    }
+
     /// Polls a call until it was polled `polls` times and drops it. Says whether it had ended.
     pub(crate) async fn cut<R>(&self, mut call: Cut<R>, when: When, polls: usize) -> bool {
         if when == When::InFlight {
@@ -185,7 +214,7 @@ impl World {
                 proxy.set(Fault::HoldReplies);
                 call.poll_to(polls).await;
                 // It may be where it sends nothing.
-                roughly(|| proxy.round_trips() > 0).await;
+                roughly(10, || proxy.round_trips() > 0).await;
             }
         } else {
             call.poll_to(polls).await;
@@ -278,9 +307,10 @@ pub(crate) async fn get(cache: &Cache, tenant: &str) -> Option<String> {
     value.map(|value| (*value).clone())
 }
 
-/// Gives others the time to get where the case wants them. Only shapes the interleaving: what is checked holds for all.
-pub(crate) async fn roughly(condition: impl Fn() -> bool) {
-    for _ in 0..10 {
+/// Gives others some milliseconds to get where the case wants them. Only shapes the interleaving: what is checked holds
+/// for all.
+pub(crate) async fn roughly(limit: usize, condition: impl Fn() -> bool) {
+    for _ in 0..limit {
         if condition() {
             return;
         }
