@@ -9,7 +9,7 @@
 
 use std::{sync::Weak, time::Duration};
 
-use bb8_redis::redis::{Msg, aio::PubSubStream};
+use bb8_redis::redis::Msg;
 use futures_util::StreamExt as _;
 use rand::RngExt as _;
 
@@ -17,7 +17,7 @@ use crate::{
     clock::Instant,
     error::{Error, ErrorKind},
     notice::{Notice, own_channel},
-    remote::Remote,
+    remote::{Link, Remote},
     state::{State, UNCONFIRMED},
     sync::{Arc, Ordering},
 };
@@ -70,12 +70,11 @@ async fn hold(weak: &Weak<State>) {
         let begun = state.clock.now();
         let subscribed = remote.subscribe(&own).await;
         let ended = match subscribed {
-            Ok(connection) => {
-                let stream = connection.into_on_message();
+            Ok(link) => {
                 // Whatever was invalidated while nobody listened is forgotten now.
                 state.near.stripes.bump_everything();
                 drop((state, remote));
-                listen(weak, &own, stream).await
+                listen(weak, &own, link).await
             }
             Err(error) => {
                 drop(remote);
@@ -108,7 +107,7 @@ struct Sent {
 }
 
 /// Hears notices and its own heartbeats until the link fails. Returns why it did.
-async fn listen(weak: &Weak<State>, own: &str, mut stream: PubSubStream) -> Error {
+async fn listen(weak: &Weak<State>, own: &str, mut link: Link) -> Error {
     let ended = || Error::new(ErrorKind::Unavailable, "the subscription to Redis ended; it is made again");
     {
         let Some((_, remote)) = alive(weak) else { return ended() };
@@ -123,7 +122,7 @@ async fn listen(weak: &Weak<State>, own: &str, mut stream: PubSubStream) -> Erro
     loop {
         let next = tokio::select! {
             biased;
-            message = stream.next() => message,
+            message = link.messages.next() => message,
             _ = beats.tick() => {
                 let Some((state, remote)) = alive(weak) else { return ended() };
                 let now = state.clock.now();
@@ -150,6 +149,10 @@ async fn listen(weak: &Weak<State>, own: &str, mut stream: PubSubStream) -> Erro
                     // it runs out.
                     Err(error) if error.is_timeout() && state.near.is_linked(state.clock.now()) => {}
                     Err(error) => return error,
+                }
+                if !remote.is_at(&link) {
+                    let message = "another Redis server has become the primary; the subscription moves there";
+                    return Error::new(ErrorKind::Unavailable, message);
                 }
                 continue;
             }

@@ -52,8 +52,9 @@ impl Builder {
         Ok(builder)
     }
 
-    /// Sets the server: `redis://[user:password@]host[:port][/db][?option=value]`. Defaults to none: the cache lives
-    /// in this process alone.
+    /// Sets the server: `redis://[user:password@]host[:port][/db][?option=value]`, or
+    /// `redis+sentinel://[user:password@]host[:port][,host[:port]…]/service_name[/db][?option=value]`. Defaults to none:
+    /// the cache lives in this process alone.
     pub fn url(mut self, url: &str) -> Self {
         self.server.url = Some(Secret(url.to_owned()));
         self
@@ -171,12 +172,12 @@ impl Builder {
     pub fn build(self) -> Result<Cache, Error> {
         let Self { mut options, mut pool, server, tokio_clock, disabled } = self;
         // A disabled cache still tells the others what it invalidates.
-        let client = server.client(&mut options, &mut pool)?;
+        let topology = server.topology(&mut options, &mut pool)?;
         check(&options, &pool)?;
         let clock = if tokio_clock { Clock::tokio() } else { Clock::Coarse };
-        let remote = client.map(|client| {
+        let remote = topology.map(|topology| {
             let channel = channel(&options.root);
-            Arc::new(Remote::new(client, pool, options.op_timeout, channel, clock))
+            Arc::new(Remote::new(topology, pool, options.op_timeout, channel, clock))
         });
         Ok(Cache::from_state(State::new(options, clock, remote, disabled)))
     }

@@ -41,9 +41,9 @@ impl Cache {
         let state = Arc::new(state);
         if let Some(remote) = &state.remote {
             let weak = Arc::downgrade(&state);
-            remote.on_reconnect(move || {
+            remote.on_reconnect(move |why| {
                 if let Some(state) = weak.upgrade() {
-                    invalidate::reconnected(&state);
+                    invalidate::reconnected(&state, why);
                 }
             });
         }

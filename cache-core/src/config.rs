@@ -9,6 +9,7 @@ use url::Url;
 use crate::{
     error::{Error, ErrorKind},
     options::{Options, PoolOptions},
+    remote::{Sentinels, Topology},
     ttl::check_ttl,
 };
 
@@ -43,14 +44,40 @@ pub(crate) fn invalid(message: impl Into<String>) -> Error {
 }
 
 impl ServerConfig {
-    /// The client for the configured server, `None` without a URL. Options of the URL go into the settings.
-    pub(crate) fn client(&self, options: &mut Options, pool: &mut PoolOptions) -> Result<Option<Client>, Error> {
+    /// Where the configured server is found, `None` without a URL. Options of the URL go into the settings.
+    pub(crate) fn topology(&self, options: &mut Options, pool: &mut PoolOptions) -> Result<Option<Topology>, Error> {
         let Some(Secret(text)) = &self.url else { return Ok(None) };
-        let mut url = parse(text)?;
-        read_url_options(&url, options, pool)?;
-        url.set_query(None);
-        let info = self.connection_info(&url)?;
-        self.open(info).map(Some)
+        let Some(SentinelUrl { hosts, tls, service, node }) = parse_sentinel(text)? else {
+            let mut url = parse(text)?;
+            read_url_options(&url, options, pool, false)?;
+            url.set_query(None);
+            let client = self.open(self.connection_info(&url)?)?;
+            return Ok(Some(Topology::Single(client)));
+        };
+        let (mut node, mut login) = (node, RedisConnectionInfo::default());
+        read_url_options(&node, options, pool, true)?;
+        for (name, value) in node.query_pairs() {
+            login = match &*name {
+                "sentinel_username" => login.set_username(value),
+                "sentinel_password" => login.set_password(value),
+                _ => login,
+            };
+        }
+        if login.username().is_some() && login.password().is_none() {
+            return Err(invalid("the Redis URL has sentinel_username without sentinel_password; they belong together"));
+        }
+        node.set_query(None);
+        let node = self.open(self.connection_info(&node)?)?.get_connection_info().clone();
+        let client = |(host, port)| {
+            let address = if tls {
+                ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+            } else {
+                ConnectionAddr::Tcp(host, port)
+            };
+            self.open(node.clone().set_addr(address).set_redis_settings(login.clone()))
+        };
+        let clients = hosts.into_iter().map(client).collect::<Result<_, _>>()?;
+        Ok(Some(Topology::Sentinel(Sentinels::new(service, clients, node))))
     }
 
     fn connection_info(&self, url: &Url) -> Result<ConnectionInfo, Error> {
@@ -91,7 +118,8 @@ impl ServerConfig {
             // The application may have chosen a provider; ours is only a default.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        if self.ca_file.is_none() && self.cert_file.is_none() {
+        let plain = !matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+        if plain || (self.ca_file.is_none() && self.cert_file.is_none()) {
             return Client::open(info).map_err(unusable);
         }
         let read = |path: &str| std::fs::read(path).map_err(|error| invalid(format!("cannot read {path}: {error}")));
@@ -106,39 +134,110 @@ impl ServerConfig {
 }
 
 const FORM: &str = "redis://[user:password@]host[:port][/db][?option=value] (or rediss:// for TLS)";
+const SENTINEL_FORM: &str = "redis+sentinel://[user:password@]host[:port][,host[:port]]/service_name[/db][?option=value] (or rediss+sentinel:// for TLS)";
+/// Where Sentinels listen unless told otherwise.
+const SENTINEL_PORT: u16 = 26_379;
+
+/// The Sentinels of a URL, and their service.
+struct SentinelUrl {
+    hosts: Vec<(String, u16)>,
+    /// Whether the Sentinels are to be reached through TLS, too.
+    tls: bool,
+    service: String,
+    /// As if one of the Sentinels were a server of the service: scheme, credentials, database and options.
+    node: Url,
+}
+
+/// Takes a URL with Sentinels apart; `None` for one without.
+fn parse_sentinel(text: &str) -> Result<Option<SentinelUrl>, Error> {
+    let Some((scheme, rest)) = text.split_once("://") else { return Ok(None) };
+    let scheme = scheme.to_ascii_lowercase();
+    let Some(scheme) = scheme.strip_suffix("+sentinel") else { return Ok(None) };
+    let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (path, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
+    let mut segments = path.trim_start_matches('/').splitn(2, '/');
+    let (service, db) = (segments.next().unwrap_or_default(), segments.next().unwrap_or_default());
+    let at = if authority.contains('@') { "@" } else { "" };
+    // No message quotes what may be a part of a password.
+    if path.contains('@') {
+        return Err(odd_at(SENTINEL_FORM));
+    }
+    if user.contains('@') {
+        return Err(invalid(format!(
+            "the Redis URL has more than one `@`; credentials stand once, in front of the first Sentinel, and a `@` in them is %40; write {SENTINEL_FORM}"
+        )));
+    }
+    let node = parse_with(&format!("{scheme}://{user}{at}sentinel:{SENTINEL_PORT}/{db}{query}"), SENTINEL_FORM)?;
+    let parsed = hosts.split(',').enumerate().map(|(at, host)| {
+        // Among the schemes that take any host, port and no path.
+        let url = Url::parse(&format!("redis://{host}")).ok();
+        let url = url.filter(|url| url.username().is_empty() && url.password().is_none());
+        let host = url.as_ref().and_then(Url::host_str).filter(|host| !host.is_empty());
+        let bare = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = url.as_ref().and_then(Url::port).unwrap_or(SENTINEL_PORT);
+        let mistake =
+            || invalid(format!("Sentinel {} of the Redis URL is no host[:port]; write {SENTINEL_FORM}", at + 1));
+        host.map(|host| (bare(host), port)).ok_or_else(mistake)
+    });
+    let hosts = parsed.collect::<Result<Vec<_>, _>>()?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if service.is_empty() || !service.chars().all(allowed) {
+        return Err(invalid(format!(
+            "the Redis URL names the service {service:?} behind the Sentinels; give the name they know, of letters, digits and . - _; write {SENTINEL_FORM}"
+        )));
+    }
+    let service = service.to_owned();
+    Ok(Some(SentinelUrl { hosts, tls: matches!(scheme, "rediss" | "valkeys"), service, node }))
+}
+
+fn odd_at(form: &str) -> Error {
+    invalid(format!(
+        "the Redis URL has a `@` in an odd place; percent-encode `/` as %2F, `?` as %3F and `#` as %23 in the password; write {form}"
+    ))
+}
 
 fn parse(text: &str) -> Result<Url, Error> {
-    if text.contains(',') || text.starts_with("redis+sentinel://") || text.starts_with("rediss+sentinel://") {
-        return Err(invalid(format!("Sentinel and Cluster URLs are not supported by this version; write {FORM}")));
+    let (_, hosts) = text.split_once("://").unwrap_or(("", text));
+    let hosts = hosts.rsplit_once('@').map_or(hosts, |(_, hosts)| hosts);
+    if hosts.split(['/', '?', '#']).next().is_some_and(|hosts| hosts.contains(',')) {
+        return Err(invalid(format!(
+            "the Redis URL names several hosts: a Cluster is not supported by this version, and Sentinels are written {SENTINEL_FORM}; write {FORM} for one server"
+        )));
     }
+    parse_with(text, FORM)
+}
+
+/// `form` is what the messages of mistakes recommend.
+fn parse_with(text: &str, form: &str) -> Result<Url, Error> {
     // The parser's own message may quote the text, password included.
     let url =
-        Url::parse(text).map_err(|error| invalid(format!("the Redis URL is malformed ({error}); write {FORM}")))?;
+        Url::parse(text).map_err(|error| invalid(format!("the Redis URL is malformed ({error}); write {form}")))?;
     if !matches!(url.scheme(), "redis" | "rediss" | "valkey" | "valkeys") {
-        return Err(invalid(format!("the Redis URL has scheme {:?}; write {FORM}", url.scheme())));
+        let form = if url.scheme().contains("sentinel") { SENTINEL_FORM } else { form };
+        return Err(invalid(format!("the Redis URL has scheme {:?}; write {form}", url.scheme())));
     }
     if url.host_str().is_none_or(str::is_empty) {
-        return Err(invalid(format!("the Redis URL names no host; write {FORM}")));
+        return Err(invalid(format!("the Redis URL names no host; write {form}")));
     }
     // A `/`, `?` or `#` in a password ends the URL's first part: what follows must not be quoted.
     if url.path().contains('@') || url.query().is_some_and(|query| query.contains('@')) {
-        return Err(invalid(format!(
-            "the Redis URL has a `@` in an odd place; percent-encode `/` as %2F, `?` as %3F and `#` as %23 in the password; write {FORM}"
-        )));
+        return Err(odd_at(form));
     }
     let db = url.path().trim_start_matches('/');
     if !db.is_empty() && db.parse::<u32>().is_err() {
-        return Err(invalid(format!("the Redis URL's path {db:?} is no database number; write {FORM}")));
+        return Err(invalid(format!("the Redis URL's path {db:?} is no database number; write {form}")));
     }
     if url.fragment().is_some() {
         return Err(invalid(format!(
-            "the Redis URL has a fragment (#…); percent-encode a `#` in the password as %23; write {FORM}"
+            "the Redis URL has a fragment (#…); percent-encode a `#` in the password as %23; write {form}"
         )));
     }
     Ok(url)
 }
 
-fn read_url_options(url: &Url, options: &mut Options, pool: &mut PoolOptions) -> Result<(), Error> {
+/// With `sentinel` the credentials for Sentinels are allowed, too; they are read elsewhere.
+fn read_url_options(url: &Url, options: &mut Options, pool: &mut PoolOptions, sentinel: bool) -> Result<(), Error> {
     for (name, value) in url.query_pairs() {
         let time = || duration(&format!("the Redis URL's option {name}"), &value);
         match &*name {
@@ -149,9 +248,11 @@ fn read_url_options(url: &Url, options: &mut Options, pool: &mut PoolOptions) ->
             "max_lifetime" => pool.max_lifetime = Some(time()?),
             "idle_timeout" => pool.idle_timeout = Some(time()?),
             "op_timeout" => options.op_timeout = time()?,
+            "sentinel_username" | "sentinel_password" if sentinel => {}
             _ => {
+                let sentinel = if sentinel { "sentinel_username, sentinel_password, " } else { "" };
                 return Err(invalid(format!(
-                    "the Redis URL has an unknown option {name:?}; allowed are {URL_OPTIONS}"
+                    "the Redis URL has an unknown option {name:?}; allowed are {sentinel}{URL_OPTIONS}"
                 )));
             }
         }
@@ -246,9 +347,9 @@ fn boolean(name: &str, value: &str) -> Result<bool, Error> {
 mod tests {
     use super::*;
 
-    fn client(url: &str) -> Result<Option<Client>, Error> {
+    fn topology(url: &str) -> Result<Option<Topology>, Error> {
         let server = ServerConfig { url: Some(Secret(url.to_owned())), ..ServerConfig::default() };
-        server.client(&mut Options::default(), &mut PoolOptions::default())
+        server.topology(&mut Options::default(), &mut PoolOptions::default())
     }
 
     #[test]
@@ -258,9 +359,14 @@ mod tests {
             "redis://user:p%40ss@host:6379/0",
             "redis://:secret@host",
             "redis://host:6379/0?pool_size=10&pool_timeout=30s",
+            "redis://:a,b@host",
             "valkey://host",
+            "redis+sentinel://host/mymaster",
+            "redis+sentinel://user:p%40ss@one:26379,two,[::1]:5000/my-master.1_a/3?pool_size=10&sentinel_password=s",
+            "valkey+sentinel://:a,b@one,two/mymaster?sentinel_username=u&sentinel_password=p%40ss",
+            "REDIS+SENTINEL://one,two/mymaster/?op_timeout=1s",
         ] {
-            assert!(client(url).unwrap().is_some(), "{url}");
+            assert!(topology(url).unwrap().is_some(), "{url}");
         }
     }
 
@@ -276,12 +382,54 @@ mod tests {
             ("hunter2", "malformed"),
             ("", "malformed"),
             ("redis://user:hun#ter2@host", "malformed"),
-            ("redis+sentinel://user:hunter2@host", "Sentinel"),
+            ("redis://user:hunter2@one:6379,two:6379", "Cluster"),
+            ("redis-sentinel://user:hunter2@one,two/mymaster", "redis+sentinel://"),
+            ("http+sentinel://user:hunter2@one/mymaster", "\"http\""),
+            ("redis+sentinel://user:hunter2@host", "service"),
+            ("redis+sentinel://user:hunter2@host/", "service"),
+            ("redis+sentinel://user:hunter2@host/my%20master", "my%20master"),
+            ("redis+sentinel://user:hunter2@host/mymaster/zero", "database number"),
+            ("redis+sentinel://user:hunter2@host/mymaster/0/1", "database number"),
+            ("redis+sentinel://user:hunter2@/mymaster", "Sentinel 1"),
+            ("redis+sentinel://user:hunter2@one,/mymaster", "Sentinel 2"),
+            ("redis+sentinel://user:hunter2@one,two:26x/mymaster", "Sentinel 2"),
+            ("redis+sentinel://user:hunter2@one,me:hunter2@two/mymaster", "once"),
+            ("redis+sentinel://one,two/mymaster?sentinel_username=me", "sentinel_password"),
+            ("redis+sentinel://one,two/mymaster?sentinel_pasword=hunter2", "sentinel_pasword"),
+            ("redis://host?sentinel_password=hunter2", "sentinel_password"),
+            ("redis+sentinel://user:hun/ter2@host/mymaster", "odd place"),
+            ("redis+sentinel://user:hun?ter2@host/mymaster", "odd place"),
+            ("redis+sentinel://user:hun#ter2@host/mymaster", "#"),
         ] {
-            let error = client(url).unwrap_err();
+            let error = topology(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{url}");
             assert!(error.to_string().contains(named), "{url}: {error}");
             assert!(!error.to_string().contains("hunter2") && !format!("{error:?}").contains("hunter2"), "{error}");
+        }
+    }
+
+    /// The server's credentials and database are those of the servers, the options those of the Sentinels; a
+    /// password from elsewhere is for the servers alone.
+    #[test]
+    fn sentinels_and_servers_have_credentials_of_their_own() {
+        let url = "redis+sentinel://user:url@one,two:5000,[::1]/svc/3?sentinel_username=me&sentinel_password=s%40";
+        let parsed = parse_sentinel(url).unwrap().unwrap();
+        let hosts = [("one", 26_379), ("two", 5_000), ("::1", 26_379)].map(|(host, port)| (host.to_owned(), port));
+        assert_eq!((parsed.hosts, parsed.tls, parsed.service.as_str()), (hosts.to_vec(), false, "svc"));
+        let server = ServerConfig {
+            url: Some(Secret(url.to_owned())),
+            password: Some(Secret("elsewhere".to_owned())),
+            ..ServerConfig::default()
+        };
+        let topology = server.topology(&mut Options::default(), &mut PoolOptions::default()).unwrap().unwrap();
+        assert!(!format!("{topology:?}").contains("elsewhere"));
+        let Topology::Sentinel(sentinels) = topology else { panic!("no Sentinels") };
+        let (node, clients) = sentinels.settings();
+        let node = node.redis_settings();
+        assert_eq!((node.username(), node.password(), node.db()), (Some("user"), Some("elsewhere"), 3));
+        for client in clients {
+            let login = client.get_connection_info().redis_settings();
+            assert_eq!((login.username(), login.password(), login.db()), (Some("me"), Some("s@"), 0));
         }
     }
 
@@ -327,9 +475,26 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "tls")]
+    #[test]
+    fn tls_in_the_scheme_is_for_sentinels_and_servers_and_tls_from_elsewhere_for_servers() {
+        let is_tls = |info: &ConnectionInfo| matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+        for (scheme, tls, sentinel, server) in [("redis", true, false, true), ("rediss", false, true, true)] {
+            let url = Some(Secret(format!("{scheme}+sentinel://one,two/mymaster")));
+            let config = ServerConfig { url, tls, ..ServerConfig::default() };
+            let topology = config.topology(&mut Options::default(), &mut PoolOptions::default()).unwrap().unwrap();
+            let Topology::Sentinel(sentinels) = topology else { panic!("no Sentinels") };
+            let (node, clients) = sentinels.settings();
+            assert_eq!(is_tls(node), server);
+            assert!(clients.iter().all(|client| is_tls(client.get_connection_info()) == sentinel));
+        }
+    }
+
     #[cfg(not(feature = "tls"))]
     #[test]
     fn tls_without_its_feature_says_what_to_enable() {
-        assert!(client("rediss://host").unwrap_err().to_string().contains("feature `tls`"));
+        for url in ["rediss://host", "rediss+sentinel://host/mymaster"] {
+            assert!(topology(url).unwrap_err().to_string().contains("feature `tls`"));
+        }
     }
 }

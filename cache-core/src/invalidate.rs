@@ -13,7 +13,7 @@ use crate::{
     journal::{Coverage, Record},
     key::{FullKey, Prefix, keyspace_generation, pattern, pattern::Glob, scope_generation, tag::tag_generation},
     notice::Notice,
-    remote::{Budget, Remote},
+    remote::{Budget, Reconnect, Remote},
     state::State,
     sync::{Arc, Ordering},
 };
@@ -138,7 +138,11 @@ pub(crate) fn ensure(state: &Arc<State>) {
 }
 
 /// What follows a reconnect: the server may have lost what it acknowledged lately.
-pub(crate) fn reconnected(state: &Arc<State>) {
+pub(crate) fn reconnected(state: &Arc<State>, why: Reconnect) {
+    if why == Reconnect::Moved {
+        // Others have been heard of, and have spoken, at the new primary for a while.
+        state.near.stripes.bump_everything();
+    }
     state.journal.doubt();
     if state.journal.has_pending() {
         replay(state);

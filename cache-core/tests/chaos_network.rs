@@ -24,7 +24,7 @@ use std::{
 };
 
 use cache_core::{Builder, Cache, Invalidated, Key, Keyspace, Scoped, TtlProfile};
-use support::{Fault, Hold, Proxy, Server, Spoil};
+use support::{Class, Fault, Hold, Proxy, Server, Spoil};
 use tokio::sync::Semaphore;
 
 const REPORTS: Keyspace<String> = TtlProfile::new("report", Duration::from_secs(60)).of();

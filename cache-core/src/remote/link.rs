@@ -1,24 +1,45 @@
 //! The subscriber's connection, and the heartbeat that it hears of itself.
 
-use bb8_redis::redis::{Pipeline, Value, aio::PubSub};
+use bb8_redis::redis::{Client, Pipeline, Value, aio::PubSubStream};
 
-use super::{Budget, Remote, failure};
+use super::{Budget, Remote, failure, is_int, pool::write_nothing};
 use crate::{error::Error, sync::Arc};
 
 /// How long the sentinel lives without a heartbeat.
 const SENTINEL_MS: u64 = 10_000;
 
+/// A connection that hears notices.
+pub(crate) struct Link {
+    pub(crate) messages: PubSubStream,
+    server: Client,
+}
+
 impl Remote {
     /// A new connection that hears both channels. Returns when the server has acknowledged the subscriptions: from
     /// then on no notice is missed.
-    pub(crate) async fn subscribe(self: &Arc<Self>, own_channel: &str) -> Result<PubSub, Error> {
+    ///
+    /// It leads to the server that the commands go to. Where those move on, the heartbeats are not heard any more.
+    pub(crate) async fn subscribe(self: &Arc<Self>, own_channel: &str) -> Result<Link, Error> {
         let subscribe = async {
-            let mut connection = self.client.get_async_pubsub().await?;
-            connection.subscribe(&[&*self.channel, own_channel]).await?;
-            Ok(connection)
+            let server = self.pool.server().await?;
+            let subscribed = async {
+                let mut connection = server.get_async_pubsub().await?;
+                connection.subscribe(&[&*self.channel, own_channel]).await?;
+                Ok(Link { messages: connection.into_on_message(), server: server.clone() })
+            };
+            subscribed.await.map_err(|error| failure::classify(&error))
         };
-        let subscribe = async { subscribe.await.map_err(|error| failure::classify(&error)) };
-        Budget::new(self.connect_timeout).limit(subscribe).await
+        let subscribed = Budget::new(self.connect_timeout).limit(subscribe).await;
+        if subscribed.is_err() {
+            // The connections for commands may be as dead, and nobody may be using them: this replaces them.
+            let _ = self.command(&mut Budget::new(self.op_timeout), None, &write_nothing(&self.channel), is_int).await;
+        }
+        subscribed
+    }
+
+    /// Whether the commands go to the link's server, so that it can hear the heartbeats.
+    pub(crate) fn is_at(&self, link: &Link) -> bool {
+        self.pool.leads_to(&link.server)
     }
 
     /// Extends the sentinel and publishes `nonce`, atomically. False when the sentinel was gone: what this server

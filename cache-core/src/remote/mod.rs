@@ -7,12 +7,12 @@ mod link;
 mod pool;
 mod scan;
 mod scripts;
+mod topology;
 
 use std::{future::Future, time::Duration};
 
 use arrayvec::ArrayVec;
-
-use bb8_redis::redis::{Client, Cmd, ErrorKind as Kind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
+use bb8_redis::redis::{Cmd, ErrorKind as Kind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
 
 pub(crate) use self::failure::{LOADING, READ_ONLY};
 use self::{
@@ -20,6 +20,11 @@ use self::{
     breaker::{Admission, Breaker},
     pool::{Connection, Pool},
     scripts::{Lua, Scripts},
+};
+pub(crate) use self::{
+    link::Link,
+    pool::Reconnect,
+    topology::{Sentinels, Topology},
 };
 use crate::{
     clock::{Clock, ServerClock, millis, unpanicked},
@@ -70,7 +75,6 @@ impl Budget {
 
 /// The remote tier.
 pub(crate) struct Remote {
-    client: Client,
     connect_timeout: Duration,
     pool: Pool,
     scripts: Arc<Scripts>,
@@ -82,7 +86,6 @@ pub(crate) struct Remote {
     clock: Clock,
 }
 
-/// Without the client, whose connection info holds the password.
 impl std::fmt::Debug for Remote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Remote").field("channel", &self.channel).finish_non_exhaustive()
@@ -148,7 +151,7 @@ impl Lease {
 
 impl Remote {
     pub(crate) fn new(
-        client: Client,
+        topology: Topology,
         options: PoolOptions,
         op_timeout: Duration,
         channel: String,
@@ -156,9 +159,8 @@ impl Remote {
     ) -> Self {
         let scripts = Arc::new(Scripts::new());
         let server_clock = Arc::new(ServerClock::new());
-        let pool = Pool::new(client.clone(), options, scripts.clone(), server_clock.clone());
+        let pool = Pool::new(topology, options, channel.clone(), scripts.clone(), server_clock.clone());
         Self {
-            client,
             connect_timeout: options.connect_timeout,
             pool,
             scripts,
@@ -172,7 +174,7 @@ impl Remote {
     }
 
     /// Sets what is done when connections are made anew. Once.
-    pub(crate) fn on_reconnect(&self, hook: impl Fn() + Send + Sync + 'static) {
+    pub(crate) fn on_reconnect(&self, hook: impl Fn(Reconnect) + Send + Sync + 'static) {
         self.pool.on_reconnect(hook);
     }
 
@@ -383,26 +385,34 @@ impl Remote {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("UNLINK").arg(generation);
         pipeline.cmd("PUBLISH").arg(&self.channel).arg(notice.to_bytes());
-        self.pipeline(budget, &pipeline, |replies| replies.iter().all(is_int)).await.map(drop)
+        self.pipeline(budget, &pipeline, are_ints).await.map(drop)
     }
 
     /// INVALIDATE pattern: no fetch under way in this tenant can store any more, then the keys are looked for.
     /// Takes one round trip per thousand keys of the server, each within `op_timeout`.
+    ///
+    /// All over one connection, so that all is done by one run of one server: another one knows neither the cursor nor
+    /// what was removed. An error that comes after the first step says that the sweep is incomplete.
     pub(crate) async fn sweep(self: &Arc<Self>, scope: &str, glob: &Glob) -> Result<u64, Error> {
-        let notice = Notice::Scope(scope);
-        self.invalidate_generation(&mut Budget::new(self.op_timeout), &sweep_fence(scope), notice).await?;
-        let removed = scan::sweep(self, scope, glob).await?;
-        let mut publish = cmd("PUBLISH");
-        publish.arg(&self.channel).arg(notice.to_bytes());
-        self.command(&mut Budget::new(self.op_timeout), None, &publish, is_int).await?;
-        Ok(removed)
+        let notice = Notice::Scope(scope).to_bytes();
+        let mut begin = Pipeline::new();
+        begin.cmd("UNLINK").arg(sweep_fence(scope));
+        begin.cmd("PUBLISH").arg(&self.channel).arg(&notice);
+        let (_, connection) = self.pipeline_over(&mut Budget::new(self.op_timeout), &begin, are_ints).await?;
+        let swept = async {
+            let removed = scan::sweep(self, &connection, scope, glob).await?;
+            self.once(&connection, cmd("PUBLISH").arg(&self.channel).arg(&notice), is_int).await?;
+            Ok(removed)
+        };
+        swept.await.map_err(|error: Error| {
+            let message = format!("the sweep of a pattern is incomplete and begins again later: {error}");
+            Error::new(error.kind(), message)
+        })
     }
 
-    /// Whether the server answers within `timeout`, whatever the breaker says.
+    /// Whether the server answers within `timeout` and takes writes, whatever the breaker says.
     pub(crate) async fn ping(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
-        let mut exists = cmd("EXISTS");
-        exists.arg(&self.channel);
-        Budget::new(timeout).limit(self.attempt(None, &exists, is_int)).await.map(drop)
+        Budget::new(timeout).limit(self.attempt(None, &pool::write_nothing(&self.channel), is_int)).await.map(drop)
     }
 
     /// The server's INFO, and how long it took to get it.
@@ -448,12 +458,22 @@ impl Remote {
         pipeline: &Pipeline,
         answers: impl Fn(&[Value]) -> bool,
     ) -> Result<Vec<Value>, Error> {
+        self.pipeline_over(budget, pipeline, answers).await.map(|(replies, _)| replies)
+    }
+
+    /// The replies, and the connection that they came over.
+    async fn pipeline_over(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        pipeline: &Pipeline,
+        answers: impl Fn(&[Value]) -> bool,
+    ) -> Result<(Vec<Value>, Connection), Error> {
         self.admitted(budget, async {
             let mut last = Error::new(ErrorKind::Unavailable, "");
             for _ in 0..2 {
                 let mut connection = self.pool.connection().await?;
                 match pipeline.query_async::<Vec<Value>>(&mut connection.handle).await {
-                    Ok(replies) if answers(&replies) => return Ok(replies),
+                    Ok(replies) if answers(&replies) => return Ok((replies, connection)),
                     Ok(_) => last = self.found_out(&connection),
                     Err(error) => last = self.failed(&connection, &error)?,
                 }
@@ -461,6 +481,28 @@ impl Remote {
             Err(last)
         })
         .await
+    }
+
+    /// One command over this connection and no other, within `op_timeout`. An error also when the pool it is of was
+    /// replaced meanwhile.
+    async fn once(
+        self: &Arc<Self>,
+        connection: &Connection,
+        command: &Cmd,
+        answers: impl Fn(&Value) -> bool,
+    ) -> Result<Value, Error> {
+        let sent = async {
+            match command.query_async::<Value>(&mut connection.handle.clone()).await {
+                Ok(reply) if answers(&reply) => Ok(reply),
+                Ok(_) => Err(self.found_out(connection)),
+                Err(error) => Err(self.failed(connection, &error).unwrap_or_else(|error| error)),
+            }
+        };
+        let reply = self.admitted(&mut Budget::new(self.op_timeout), sent).await?;
+        if self.pool.is_current(connection) {
+            return Ok(reply);
+        }
+        Err(Error::new(ErrorKind::Unavailable, "the connection to Redis was replaced meanwhile"))
     }
 
     /// One command within the budget, unless the breaker is open.
@@ -560,10 +602,12 @@ impl Remote {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             let Some(remote) = remote.upgrade() else { return };
-            // EXISTS on a key of ours is answered by whoever may serve reads; writes that are refused later count
-            // as failures again.
+            // Only who takes writes is back: a replica answers reads, and would open and close the breaker in turns.
             match remote.ping(remote.op_timeout).await {
-                Err(error) if error.is_unavailable() || error.kind() == ErrorKind::Authentication => {
+                Err(error)
+                    if error.is_unavailable()
+                        || matches!(error.kind(), ErrorKind::ReadOnly | ErrorKind::Authentication) =>
+                {
                     remote.pool.reset()
                 }
                 _ => remote.breaker.succeeded(),
@@ -601,6 +645,10 @@ fn keep_ms(ttl: Duration) -> String {
 
 fn is_int(reply: &Value) -> bool {
     matches!(reply, Value::Int(_))
+}
+
+fn are_ints(replies: &[Value]) -> bool {
+    replies.iter().all(is_int)
 }
 
 fn is_one(reply: &Value) -> bool {

@@ -2,17 +2,22 @@
 //!
 //! bb8's default asks PING before every use, which doubles the trips; its Redis manager never calls a connection
 //! broken. So nothing is tested at check-out, and when a connection fails the whole pool is replaced: the server
-//! was restarted, demoted or cut off, and the other connections are no better.
+//! was restarted, demoted or cut off, and the other connections are no better. So all connections of a generation lead
+//! to one server, and it ends as soon as the Sentinels name another one.
 
 use std::time::Duration;
 
 use bb8_redis::{
     bb8::{self, ManageConnection, QueueStrategy, RunError},
-    redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, Value, aio::MultiplexedConnection, cmd},
+    redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection, cmd},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
-use super::{failure, scripts::Scripts};
+use super::{
+    failure,
+    scripts::Scripts,
+    topology::{self, Topology},
+};
 use crate::{
     clock::ServerClock,
     error::{Error, ErrorKind},
@@ -35,11 +40,20 @@ pub(crate) struct Pool {
     /// How long the next first connection may take: longer after each that was given up.
     patience: Mutex<Duration>,
     closed: AtomicBool,
-    on_reconnect: OnceLock<Hook>,
+    on_reconnect: Arc<OnceLock<Hook>>,
+}
+
+/// Why connections are made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reconnect {
+    /// One was lost.
+    Lost,
+    /// Another server is the primary now.
+    Moved,
 }
 
 /// Called before the first command on new connections.
-struct Hook(Box<dyn Fn() + Send + Sync>);
+struct Hook(Box<dyn Fn(Reconnect) + Send + Sync>);
 
 impl std::fmt::Debug for Hook {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -52,11 +66,36 @@ impl std::fmt::Debug for Hook {
 struct Generation {
     number: u64,
     pool: bb8::Pool<Manager>,
-    /// Cleared when the runtime that carries the connections shuts down.
-    carried: Arc<AtomicBool>,
     begun: std::time::Instant,
+    tenure: Arc<Tenure>,
     /// The connection in use, and since when. bb8 is asked again after a while, so that its lifetimes hold.
     in_use: Option<(MultiplexedConnection, std::time::Instant)>,
+}
+
+/// What a generation's pool, connections and task have in common.
+#[derive(Default)]
+struct Tenure {
+    /// Set when the runtime that carries the connections shuts down, or another server has become the primary.
+    over: AtomicBool,
+    /// The server of the first connection, and of all others.
+    server: OnceLock<Client>,
+}
+
+impl Tenure {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+}
+
+/// Without the client, whose connection info holds the password.
+impl std::fmt::Debug for Tenure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tenure").field("over", &self.over).finish_non_exhaustive()
+    }
 }
 
 /// A handle to a shared connection, and the generation it is of.
@@ -68,8 +107,9 @@ pub(crate) struct Connection {
 
 impl Pool {
     pub(crate) fn new(
-        client: Client,
+        topology: Topology,
         options: PoolOptions,
+        channel: String,
         scripts: Arc<Scripts>,
         server_clock: Arc<ServerClock>,
     ) -> Self {
@@ -78,7 +118,8 @@ impl Pool {
             // One slow command must not fail others: each call keeps its own deadline.
             .set_response_timeout(None);
         let trouble = Arc::new(Trouble::default());
-        let manager = Manager { client, config, scripts, server_clock, trouble };
+        let (topology, connect_timeout, tenure) = (Arc::new(topology), options.connect_timeout, Arc::default());
+        let manager = Manager { topology, config, connect_timeout, channel, scripts, server_clock, trouble, tenure };
         Self {
             manager,
             options,
@@ -86,12 +127,12 @@ impl Pool {
             current: Mutex::new(None),
             patience: Mutex::new(FIRST_PATIENCE.min(options.connect_timeout)),
             closed: AtomicBool::new(false),
-            on_reconnect: OnceLock::new(),
+            on_reconnect: Arc::default(),
         }
     }
 
     /// Sets what is done when connections are made anew. Once.
-    pub(crate) fn on_reconnect(&self, hook: impl Fn() + Send + Sync + 'static) {
+    pub(crate) fn on_reconnect(&self, hook: impl Fn(Reconnect) + Send + Sync + 'static) {
         let _ = self.on_reconnect.set(Hook(Box::new(hook)));
     }
 
@@ -123,11 +164,38 @@ impl Pool {
                     }
                     Ok(Connection { handle, generation: generation.number })
                 }
-                Err(RunError::User(error)) => Err(failure::classify(&error)),
+                Err(RunError::User(error)) => Err(error),
                 Err(RunError::TimedOut) => Err(trouble.last()),
             },
             () = failed => Err(trouble.last()),
         }
+    }
+
+    /// The server that the connections lead to, once there is one.
+    pub(crate) async fn server(&self) -> Result<Client, Error> {
+        let generation = self.generation()?;
+        if let Some(server) = generation.tenure.server.get() {
+            return Ok(server.clone());
+        }
+        self.connection().await?;
+        let lost = || Error::new(ErrorKind::Unavailable, "the connection to Redis was lost as soon as it was made");
+        generation.tenure.server.get().cloned().ok_or_else(lost)
+    }
+
+    /// Whether commands go to `server`, as far as is known.
+    pub(crate) fn leads_to(&self, server: &Client) -> bool {
+        let current = self.current.lock();
+        let used = current.as_ref().and_then(|generation| generation.tenure.server.get());
+        used.is_none_or(|used| used.get_connection_info().addr() == server.get_connection_info().addr())
+    }
+
+    /// Whether the pool that `connection` came from is still in use: no connection of it failed, and its server is
+    /// still the primary, as far as is known.
+    pub(crate) fn is_current(&self, connection: &Connection) -> bool {
+        let current = self.current.lock();
+        current
+            .as_ref()
+            .is_some_and(|generation| generation.number == connection.generation && !generation.tenure.is_over())
     }
 
     /// Replaces the pool that `connection` came from. Commands under way on its other connections go on.
@@ -163,39 +231,29 @@ impl Pool {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, "the cache is closed"));
         }
-        if let Some(generation) = current.as_ref().filter(|generation| generation.carried.load(Ordering::Acquire)) {
+        if let Some(generation) = current.as_ref().filter(|generation| !generation.tenure.is_over()) {
             return Ok(generation.clone());
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             let message = "no tokio runtime here to carry the connection to Redis; call from within one";
             return Err(Error::new(ErrorKind::Unavailable, message));
         };
-        let carried = Arc::new(AtomicBool::new(true));
-        let anchor = Anchor(carried.clone());
-        let pool = self.build();
-        // A task that only lives while its runtime and the pool do: when it is dropped, nobody drives the
-        // connections any more.
-        let weak_pool = Arc::downgrade(&carried);
-        runtime.spawn(async move {
-            let anchor = anchor;
-            while weak_pool.strong_count() > 1 {
-                tokio::time::sleep(Duration::from_secs(60)).await;
-            }
-            drop(anchor);
-        });
+        let tenure = Arc::new(Tenure::default());
+        let pool = self.build(tenure.clone());
+        runtime.spawn(attend(Anchor(tenure.clone()), self.manager.topology.clone(), self.on_reconnect.clone()));
         let number = self.generations.fetch_add(1, Ordering::Relaxed);
-        let generation = Generation { number, pool, carried, begun: std::time::Instant::now(), in_use: None };
+        let generation = Generation { number, pool, begun: std::time::Instant::now(), tenure, in_use: None };
         *current = Some(generation.clone());
         drop(current);
         if number > 0
             && let Some(Hook(hook)) = self.on_reconnect.get()
         {
-            hook();
+            hook(Reconnect::Lost);
         }
         Ok(generation)
     }
 
-    fn build(&self) -> bb8::Pool<Manager> {
+    fn build(&self, tenure: Arc<Tenure>) -> bb8::Pool<Manager> {
         let PoolOptions { size, min_idle, max_lifetime, idle_timeout, connect_timeout: _, wait_timeout } = self.options;
         bb8::Pool::builder()
             .max_size(size)
@@ -208,16 +266,36 @@ impl Pool {
             .retry_connection(false)
             // Many commands on few sockets: fewer system calls per command.
             .queue_strategy(QueueStrategy::Lifo)
-            .build_unchecked(self.manager.clone())
+            .build_unchecked(Manager { tenure, ..self.manager.clone() })
     }
 }
 
-/// Says that the runtime it was spawned on is gone, or that the pool needs it no more.
-struct Anchor(Arc<AtomicBool>);
+/// Says that the runtime it was spawned on is gone, or that the generation is over.
+struct Anchor(Arc<Tenure>);
 
 impl Drop for Anchor {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.end();
+    }
+}
+
+/// Lives as long as the runtime and the generation do: when it is dropped, nobody drives the connections any more.
+/// Meanwhile it looks whether the primary is another one now.
+async fn attend(anchor: Anchor, topology: Arc<Topology>, on_reconnect: Arc<OnceLock<Hook>>) {
+    let period = topology.watch_period().unwrap_or(Duration::from_secs(60));
+    let mut sentinel = None;
+    while Arc::strong_count(&anchor.0) > 1 {
+        tokio::time::sleep(period).await;
+        if let Some(server) = anchor.0.server.get()
+            && topology.has_moved(server, &mut sentinel).await
+        {
+            anchor.0.end();
+            // Nobody else may notice: in an idle process the next call may be far.
+            if let Some(Hook(hook)) = on_reconnect.get() {
+                hook(Reconnect::Moved);
+            }
+            return;
+        }
     }
 }
 
@@ -237,11 +315,15 @@ impl Trouble {
 
 #[derive(Clone)]
 struct Manager {
-    client: Client,
+    topology: Arc<Topology>,
     config: AsyncConnectionConfig,
+    connect_timeout: Duration,
+    /// The channel of notices. As a key it is that of nothing.
+    channel: String,
     scripts: Arc<Scripts>,
     server_clock: Arc<ServerClock>,
     trouble: Arc<Trouble>,
+    tenure: Arc<Tenure>,
 }
 
 /// Without the client, whose connection info holds the password.
@@ -252,40 +334,93 @@ impl std::fmt::Debug for Manager {
 }
 
 impl Manager {
-    /// Asks the server's time and leaves the scripts with it, in one trip. A server that forbids SCRIPT LOAD is
-    /// noticed when a script is run.
-    async fn prepare(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    /// Connects to the primary, all within the `connect_timeout`.
+    async fn connect_to_primary(&self) -> Result<MultiplexedConnection, Error> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let primary = tokio::time::timeout_at(deadline, self.topology.primary()).await;
+        let server = primary.unwrap_or_else(|_| Err(topology::unreachable()))?;
+        let timeout = || Error::new(ErrorKind::Timeout, "connecting to Redis timed out; check host, port and firewall");
+        let connected = tokio::time::timeout_at(deadline, self.connect_to(&server)).await;
+        let connection = connected.unwrap_or_else(|_| Err(timeout())).inspect_err(|_| self.topology.doubt())?;
+        let address = server.get_connection_info().addr().clone();
+        if *self.tenure.server.get_or_init(|| server).get_connection_info().addr() != address {
+            self.tenure.end();
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "another server has become the primary; it is used from now on",
+            ));
+        }
+        Ok(connection)
+    }
+
+    async fn connect_to(&self, server: &Client) -> Result<MultiplexedConnection, Error> {
+        let connect = async {
+            let mut connection = server.get_multiplexed_async_connection_with_config(&self.config).await?;
+            let is_primary = self.prepare(&mut connection).await?;
+            Ok((connection, is_primary))
+        };
+        match connect.await {
+            Ok((connection, true)) => Ok(connection),
+            Ok((_, false)) => Err(self.topology.replica()),
+            Err(error) => Err(failure::classify(&error)),
+        }
+    }
+
+    /// Asks the server's time, leaves the scripts with it and sees whether it is a primary, in one trip. A server that
+    /// forbids SCRIPT LOAD is noticed when a script is run.
+    async fn prepare(&self, connection: &mut MultiplexedConnection) -> Result<bool, RedisError> {
         let mut pipeline = Pipeline::new();
         pipeline.add_command(cmd("TIME"));
+        pipeline.add_command(cmd("ROLE"));
+        pipeline.add_command(write_nothing(&self.channel));
         self.scripts.load_all(&mut pipeline);
         let asked = std::time::Instant::now();
         let replies = connection.send_packed_commands(&pipeline, 0, pipeline.len()).await?;
-        if let Some(server_ms) = replies.first().and_then(server_ms) {
+        let [time, role, write, ..] = &replies[..] else { return Ok(true) };
+        if let Some(server_ms) = server_ms(time) {
             self.server_clock.learn(server_ms, asked.elapsed());
         }
-        Ok(())
+        Ok(may_be_primary(role, write))
     }
+}
+
+/// A write that changes nothing and needs no memory, for there is no key of this name. A replica refuses it.
+pub(super) fn write_nothing(channel: &str) -> Cmd {
+    let mut pexpire = cmd("PEXPIRE");
+    pexpire.arg(channel).arg(1);
+    pexpire
+}
+
+/// Whether the replies to ROLE and to a write are those of a primary. A replica serves reads, old ones included, so
+/// nothing may be asked of it. A user that is not allowed to ask for the role is told by the write, and the other way
+/// round.
+fn may_be_primary(role: &Value, write: &Value) -> bool {
+    let is_master = match role {
+        Value::Array(parts) => match parts.first() {
+            Some(Value::BulkString(role)) => role == b"master",
+            Some(Value::SimpleString(role)) => role == "master",
+            _ => true,
+        },
+        _ => true,
+    };
+    let refused = matches!(write, Value::ServerError(error) if error.code() == "READONLY");
+    is_master && !refused
 }
 
 impl ManageConnection for Manager {
     type Connection = MultiplexedConnection;
-    type Error = RedisError;
+    type Error = Error;
 
-    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
-        let connect = async {
-            let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
-            self.prepare(&mut connection).await?;
-            Ok(connection)
-        };
-        let result = connect.await;
+    async fn connect(&self) -> Result<MultiplexedConnection, Error> {
+        let result = self.connect_to_primary().await;
         if let Err(error) = &result {
-            *self.trouble.last.lock() = Some(failure::classify(error));
+            *self.trouble.last.lock() = Some(error.clone());
             self.trouble.failed.notify_waiters();
         }
         result
     }
 
-    async fn is_valid(&self, _: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    async fn is_valid(&self, _: &mut MultiplexedConnection) -> Result<(), Error> {
         Ok(())
     }
 
@@ -303,4 +438,22 @@ pub(super) fn server_ms(reply: &Value) -> Option<u64> {
         _ => None,
     };
     Some(part(0)? * 1000 + part(1)? / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_says_to_be_a_replica_or_refuses_a_write_as_one_is_no_primary() {
+        let role = |name: &[u8]| Value::Array(vec![Value::BulkString(name.to_vec()), Value::Int(0)]);
+        let refusal = |line: &[u8]| bb8_redis::redis::parse_redis_value(line).unwrap();
+        let (read_only, forbidden) = (refusal(b"-READONLY no writes\r\n"), refusal(b"-NOPERM no permission\r\n"));
+        assert!(may_be_primary(&role(b"master"), &Value::Int(0)));
+        assert!(may_be_primary(&role(b"master"), &forbidden));
+        assert!(may_be_primary(&forbidden, &Value::Int(0)));
+        assert!(!may_be_primary(&role(b"slave"), &Value::Int(0)), "a replica that takes writes");
+        assert!(!may_be_primary(&forbidden, &read_only));
+        assert!(!may_be_primary(&role(b"sentinel"), &forbidden));
+    }
 }

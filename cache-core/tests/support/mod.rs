@@ -5,6 +5,7 @@
 //! | a Redis of one's own | [`Server`] |
 //! | round trips counted, a link that hangs, breaks or lies | [`Proxy`] in front of it |
 //! | a second process | [`child::spawn`] |
+//! | a primary with replicas and Sentinels | [`Service`] |
 //!
 //! Nothing here touches a server that was already running, and everything ends when its handle is dropped.
 
@@ -19,8 +20,10 @@ pub(crate) mod child;
 mod proxy;
 mod relay;
 mod resp;
+mod sentinel;
 mod server;
 
 pub(crate) use proxy::{Proxy, Resets};
 pub(crate) use relay::{Class, Fault, Hold, Spoil, Trip};
+pub(crate) use sentinel::{Sentinel, Service};
 pub(crate) use server::Server;

@@ -50,6 +50,12 @@ impl Server {
         Self { port, credentials, args, directory, process }
     }
 
+    /// Starts a replica of `primary` with more arguments. It may not have heard anything of it yet.
+    pub(crate) fn replica_of(primary: &Self, args: &[&str]) -> Self {
+        let port = primary.port().to_string();
+        Self::with_args(&[&["--replicaof", "127.0.0.1", &port], args].concat())
+    }
+
     /// Makes [`url`](Self::url) and [`cli`](Self::cli) log in as an ACL user that the arguments created.
     pub(crate) fn logged_in_as(mut self, user: &str, password: &str) -> Self {
         self.credentials = format!("{user}:{password}@");
@@ -74,21 +80,12 @@ impl Server {
     ///
     /// Blocks the thread for one local round trip. Panics when there is no reply.
     pub(crate) fn cli(&self, command: &[&str]) -> String {
-        let mut request = redis::cmd(command[0]);
-        request.arg(&command[1..]);
-        let reply = self.connect().and_then(|mut connection| request.query::<Value>(&mut connection));
-        match reply {
-            Ok(value) => text(&value),
-            Err(error) if error.is_io_error() => panic!("no reply to {command:?}: {error}"),
-            Err(error) => error.to_string(),
-        }
+        ask(self.url(), command)
     }
 
     /// A blocking connection straight to the server, for binary keys and values.
     pub(crate) fn connect(&self) -> RedisResult<Connection> {
-        let connection = Client::open(self.url())?.get_connection_with_timeout(PATIENCE)?;
-        connection.set_read_timeout(Some(PATIENCE))?;
-        Ok(connection)
+        connect(self.url())
     }
 
     /// Ends the process at once (`SIGKILL`): connections break, everything stored is lost, connecting is refused.
@@ -157,6 +154,23 @@ const READY: &str = "Ready to accept connections";
 /// What it says before that, when the server listens and begins to load.
 const STARTED: &str = "Server initialized";
 
+/// Runs one command on a connection of its own and gives the reply as text.
+pub(super) fn ask(url: String, command: &[&str]) -> String {
+    let mut request = redis::cmd(command[0]);
+    request.arg(&command[1..]);
+    match connect(url).and_then(|mut connection| request.query::<Value>(&mut connection)) {
+        Ok(value) => text(&value),
+        Err(error) if error.is_io_error() => panic!("no reply to {command:?}: {error}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn connect(url: String) -> RedisResult<Connection> {
+    let connection = Client::open(url)?.get_connection_with_timeout(PATIENCE)?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    Ok(connection)
+}
+
 /// Starts the process and returns once its log says `until`.
 fn launch(port: u16, directory: &Path, args: &[String], until: &str) -> RedisServer {
     let mut server = RedisServer::new_with_addr_tls_modules_and_spawner(
@@ -176,7 +190,7 @@ fn launch(port: u16, directory: &Path, args: &[String], until: &str) -> RedisSer
         },
     );
     let log = server.process.stdout.take().expect("redis-test pipes stdout");
-    if let Err(mut said) = wait_for(log, until) {
+    if let Err(mut said) = wait_until_ready(log, until) {
         server.stop();
         let mut stderr = server.process.stderr.take().expect("redis-test pipes stderr");
         stderr.read_to_string(&mut said).ok();
@@ -185,8 +199,8 @@ fn launch(port: u16, directory: &Path, args: &[String], until: &str) -> RedisSer
     server
 }
 
-/// Reads the server's log until it says `until`, and goes on reading, so that the pipe never fills.
-fn wait_for(log: ChildStdout, until: &str) -> Result<(), String> {
+/// Reads a server's log until it says `ready`, and goes on reading, so that the pipe never fills.
+pub(super) fn wait_until_ready(log: ChildStdout, ready: &str) -> Result<(), String> {
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(log).lines().map_while(Result::ok) {
@@ -196,7 +210,7 @@ fn wait_for(log: ChildStdout, until: &str) -> Result<(), String> {
     let mut said = String::new();
     loop {
         match lines.recv_timeout(PATIENCE) {
-            Ok(line) if line.contains(until) => return Ok(()),
+            Ok(line) if line.contains(ready) => return Ok(()),
             Ok(line) => writeln!(said, "{line}").expect("writing to a String"),
             Err(RecvTimeoutError::Disconnected) => return Err(said),
             Err(RecvTimeoutError::Timeout) => return Err(said + "(still not ready)"),

@@ -1,0 +1,223 @@
+//! Which server is used: the one of the URL, or the one that the Sentinels name as the primary of their service.
+
+use std::time::Duration;
+
+use bb8_redis::redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, RedisError, aio::MultiplexedConnection, cmd,
+};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+
+use super::failure;
+use crate::{
+    error::{Error, ErrorKind},
+    sync::{AtomicUsize, Ordering},
+};
+
+/// How long one Sentinel may think before the next one is asked as well.
+const STAGGER: Duration = Duration::from_millis(50);
+/// How often a Sentinel is asked whether the primary is still the one in use. A primary that is given up while it
+/// lives goes on taking writes for ten seconds or so, until the Sentinels tell it what it is.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Where the primary is found.
+pub(crate) enum Topology {
+    Single(Client),
+    Sentinel(Sentinels),
+}
+
+/// Without the clients, whose connection info holds passwords.
+impl std::fmt::Debug for Topology {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Single(_) => f.write_str("Single"),
+            Self::Sentinel(sentinels) => f.debug_tuple("Sentinel").field(&sentinels.service).finish(),
+        }
+    }
+}
+
+impl Topology {
+    /// The primary as known now. A single server is not asked; of the Sentinels the first answer counts. The caller
+    /// sets the deadline.
+    pub(crate) async fn primary(&self) -> Result<Client, Error> {
+        match self {
+            Self::Single(client) => Ok(client.clone()),
+            Self::Sentinel(sentinels) => sentinels.primary().await,
+        }
+    }
+
+    /// The error of a server that is no primary.
+    pub(crate) fn replica(&self) -> Error {
+        let message = match self {
+            Self::Single(_) => "Redis is a replica (READONLY); point the URL to the primary",
+            Self::Sentinel(_) => "the server that Sentinel names is a replica; the next answer may be newer",
+        };
+        Error::new(ErrorKind::ReadOnly, message)
+    }
+
+    /// What a Sentinel said was of no use: next time another one is asked first.
+    pub(crate) fn doubt(&self) {
+        if let Self::Sentinel(sentinels) = self {
+            sentinels.first.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often to look whether the primary has [moved](Self::has_moved), if it can.
+    pub(crate) fn watch_period(&self) -> Option<Duration> {
+        matches!(self, Self::Sentinel(_)).then_some(WATCH)
+    }
+
+    /// Whether a Sentinel names another primary than `used`. One that does not answer says nothing. Cost: one round
+    /// trip to a Sentinel, on the connection in `kept`.
+    pub(crate) async fn has_moved(&self, used: &Client, kept: &mut Option<MultiplexedConnection>) -> bool {
+        let Self::Sentinel(sentinels) = self else { return false };
+        let ask = async {
+            let connection = match kept {
+                Some(connection) => connection,
+                None => kept.insert(connect(sentinels.preferred()).await?),
+            };
+            sentinels.ask_over(connection).await
+        };
+        if let Ok(Ok(Some((host, port)))) = tokio::time::timeout(WATCH, ask).await {
+            return sentinels.address(host, port) != *used.get_connection_info().addr();
+        }
+        *kept = None;
+        self.doubt();
+        false
+    }
+}
+
+/// The Sentinels of one service.
+pub(crate) struct Sentinels {
+    service: String,
+    clients: Vec<Client>,
+    /// What the service's servers have in common. The address is that of no server.
+    node: ConnectionInfo,
+    /// Which Sentinel is asked first: the one that answered last.
+    first: AtomicUsize,
+}
+
+impl Sentinels {
+    /// `node` says how to connect to the service's servers; its host and port are not used.
+    pub(crate) fn new(service: String, clients: Vec<Client>, node: ConnectionInfo) -> Self {
+        Self { service, clients, node, first: AtomicUsize::new(0) }
+    }
+
+    /// How to connect to the servers, and to the Sentinels.
+    #[cfg(test)]
+    pub(crate) fn settings(&self) -> (&ConnectionInfo, &[Client]) {
+        (&self.node, &self.clients)
+    }
+
+    fn preferred(&self) -> &Client {
+        &self.clients[self.first.load(Ordering::Relaxed) % self.clients.len()]
+    }
+
+    /// Asks one Sentinel after the other, without waiting long for one that is silent. The first answer counts.
+    async fn primary(&self) -> Result<Client, Error> {
+        let (first, count) = (self.first.load(Ordering::Relaxed), self.clients.len());
+        let mut left = (0..count).map(|turn| first.wrapping_add(turn) % count);
+        let mut asked = FuturesUnordered::new();
+        let mut failure = None;
+        loop {
+            if let Some(at) = left.next() {
+                asked.push(async move { (at, self.ask(&self.clients[at]).await) });
+            }
+            let more = left.len() > 0;
+            tokio::select! {
+                biased;
+                answer = asked.next() => match answer {
+                    Some((at, Ok(Some((host, port))))) => {
+                        self.first.store(at, Ordering::Relaxed);
+                        let info = self.node.clone().set_addr(self.address(host, port));
+                        return Client::open(info).map_err(|error| failure::classify(&error));
+                    }
+                    Some((_, Ok(None))) => note(&mut failure, self.unknown()),
+                    Some((_, Err(error))) => note(&mut failure, sentinel_error(&error)),
+                    None => return Err(failure.unwrap_or_else(unreachable)),
+                },
+                () = tokio::time::sleep(STAGGER), if more => {}
+            }
+        }
+    }
+
+    async fn ask(&self, client: &Client) -> Result<Option<(String, u16)>, RedisError> {
+        self.ask_over(&mut connect(client).await?).await
+    }
+
+    /// Host and port of the primary; `None` when the Sentinel does not know the service.
+    async fn ask_over(&self, connection: &mut MultiplexedConnection) -> Result<Option<(String, u16)>, RedisError> {
+        cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.service).query_async(connection).await
+    }
+
+    fn address(&self, named_host: String, named_port: u16) -> ConnectionAddr {
+        match self.node.addr().clone() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host: named_host, port: named_port, insecure, tls_params }
+            }
+            _ => ConnectionAddr::Tcp(named_host, named_port),
+        }
+    }
+
+    fn unknown(&self) -> Error {
+        let service = &self.service;
+        let message = format!("the Sentinels know no service {service:?}; check the name behind the hosts in the URL");
+        Error::new(ErrorKind::Unavailable, message)
+    }
+}
+
+/// No time limits of its own: the whole question has one.
+async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// Keeps the error that tells more: a Sentinel that answered says more than one that cannot be reached.
+fn note(kept: &mut Option<Error>, error: Error) {
+    if kept.is_none() || error.kind() == ErrorKind::Authentication || !is_unreachable(&error) {
+        *kept = Some(error);
+    }
+}
+
+pub(crate) fn unreachable() -> Error {
+    Error::new(ErrorKind::Unavailable, UNREACHABLE)
+}
+
+const UNREACHABLE: &str = "no Sentinel answers; check that they run, and their hosts and ports in the URL";
+
+fn is_unreachable(error: &Error) -> bool {
+    error.to_string() == UNREACHABLE
+}
+
+fn sentinel_error(error: &RedisError) -> Error {
+    let classified = failure::classify(error);
+    let message = match classified.kind() {
+        ErrorKind::Authentication => {
+            "Sentinel wants other credentials than it got; check sentinel_username and sentinel_password in the URL"
+        }
+        ErrorKind::Permission => {
+            "the Sentinel user may not ask for the primary (NOPERM); allow it the command SENTINEL"
+        }
+        // An answer, but not a Sentinel's.
+        ErrorKind::Server => {
+            let message = "what answers is no Sentinel; check the ports in the URL, 26379 is the usual one";
+            return Error::new(ErrorKind::Unavailable, message);
+        }
+        _ => return unreachable(),
+    };
+    Error::new(ErrorKind::Authentication, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_that_tells_most_is_kept() {
+        let unknown = || Error::new(ErrorKind::Unavailable, "unknown");
+        for errors in [[unreachable(), unknown()], [unknown(), unreachable()]] {
+            let mut kept = None;
+            errors.into_iter().for_each(|error| note(&mut kept, error));
+            assert_eq!(kept.unwrap().to_string(), "unknown");
+        }
+    }
+}
