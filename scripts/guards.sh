@@ -85,6 +85,15 @@ guard "release on failure" $src/lead.rs 's/(let Some\(lease\) = self\.lease\.tak
     stampede a_dropped_fetch_gives_its_lease_back
 guard "must-miss of the journal" $src/journal.rs 's/self\.has_pending\(\) && self\.covers\(key\)/false \&\& self.has_pending() \&\& self.covers(key)/' \
     journal a_pending_invalidation_is_a_miss_here_at_once_and_everywhere_once_the_server_is_reached
+guard "replica refused" $src/remote/pool.rs 's/is_master && !refused\n/is_master || !refused || true\n/' \
+    sentinel sentinels_that_are_gone_hang_or_are_wrong_are_passed_over
+guard "watch of the primary" $src/remote/topology.rs 's/sentinels\.address\(host, port\) != \*used\.get_connection_info\(\)\.addr\(\)/false \&\& $&/' \
+    sentinel nobody_stays_with_a_primary_that_was_given_up_while_it_lives
+guard "sweep over one connection" $src/remote/mod.rs \
+    's/let reply = command\.query_async::<Value>\(&mut connection\.handle\.clone\(\)\)\.await;\s+reply\.map_err\(.*?\)\n/self.attempt(Some(connection.clone()), command).await.map(|(reply, _)| reply)\n/s; s/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
+    sweep a_sweep_whose_connection_breaks_is_pending_and_begins_again
+guard "sweep of one pool" $src/remote/mod.rs 's/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
+    sweep a_sweep_whose_pool_is_replaced_is_pending_and_begins_again
 
 printf '| guard taken out | test | |\n|---|---|---|\n%s' "$rows"
 exit "$missed"

@@ -16,7 +16,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     failure,
     scripts::Scripts,
-    topology::{self, Topology},
+    topology::{self, Named, Topology},
 };
 use crate::{
     clock::ServerClock,
@@ -338,10 +338,10 @@ impl Manager {
     async fn connect_to_primary(&self) -> Result<MultiplexedConnection, Error> {
         let deadline = Instant::now() + self.connect_timeout;
         let primary = tokio::time::timeout_at(deadline, self.topology.primary()).await;
-        let server = primary.unwrap_or_else(|_| Err(topology::unreachable()))?;
+        let Named { server, by } = primary.unwrap_or_else(|_| Err(topology::unreachable()))?;
         let timeout = || Error::new(ErrorKind::Timeout, "connecting to Redis timed out; check host, port and firewall");
         let connected = tokio::time::timeout_at(deadline, self.connect_to(&server)).await;
-        let connection = connected.unwrap_or_else(|_| Err(timeout())).inspect_err(|_| self.topology.doubt())?;
+        let connection = connected.unwrap_or_else(|_| Err(timeout())).inspect_err(|_| self.topology.doubt(by))?;
         let address = server.get_connection_info().addr().clone();
         if *self.tenure.server.get_or_init(|| server).get_connection_info().addr() != address {
             self.tenure.end();

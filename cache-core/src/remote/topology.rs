@@ -1,4 +1,7 @@
 //! Which server is used: the one of the URL, or the one that the Sentinels name as the primary of their service.
+//!
+//! They are asked for each connection, and once a second whether it is still the same. The client library has a
+//! Sentinel client of its own; `DESIGN.md` says why it is not used.
 
 use std::time::Duration;
 
@@ -38,9 +41,9 @@ impl std::fmt::Debug for Topology {
 impl Topology {
     /// The primary as known now. A single server is not asked; of the Sentinels the first answer counts. The caller
     /// sets the deadline.
-    pub(crate) async fn primary(&self) -> Result<Client, Error> {
+    pub(crate) async fn primary(&self) -> Result<Named, Error> {
         match self {
-            Self::Single(client) => Ok(client.clone()),
+            Self::Single(client) => Ok(Named { server: client.clone(), by: 0 }),
             Self::Sentinel(sentinels) => sentinels.primary().await,
         }
     }
@@ -54,10 +57,12 @@ impl Topology {
         Error::new(ErrorKind::ReadOnly, message)
     }
 
-    /// What a Sentinel said was of no use: next time another one is asked first.
-    pub(crate) fn doubt(&self) {
+    /// What this Sentinel said was of no use: next time another one is asked first.
+    pub(crate) fn doubt(&self, by: usize) {
         if let Self::Sentinel(sentinels) = self {
-            sentinels.first.fetch_add(1, Ordering::Relaxed);
+            // Once, however many connections it misled at a time.
+            let next = (by + 1) % sentinels.clients.len();
+            let _ = sentinels.first.compare_exchange(by, next, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
@@ -70,10 +75,11 @@ impl Topology {
     /// trip to a Sentinel, on the connection in `kept`.
     pub(crate) async fn has_moved(&self, used: &Client, kept: &mut Option<MultiplexedConnection>) -> bool {
         let Self::Sentinel(sentinels) = self else { return false };
+        let by = sentinels.first.load(Ordering::Relaxed);
         let ask = async {
             let connection = match kept {
                 Some(connection) => connection,
-                None => kept.insert(connect(sentinels.preferred()).await?),
+                None => kept.insert(connect(&sentinels.clients[by]).await?),
             };
             sentinels.ask_over(connection).await
         };
@@ -81,9 +87,15 @@ impl Topology {
             return sentinels.address(host, port) != *used.get_connection_info().addr();
         }
         *kept = None;
-        self.doubt();
+        self.doubt(by);
         false
     }
+}
+
+/// A server, and which Sentinel named it.
+pub(crate) struct Named {
+    pub(crate) server: Client,
+    pub(crate) by: usize,
 }
 
 /// The Sentinels of one service.
@@ -108,14 +120,10 @@ impl Sentinels {
         (&self.node, &self.clients)
     }
 
-    fn preferred(&self) -> &Client {
-        &self.clients[self.first.load(Ordering::Relaxed) % self.clients.len()]
-    }
-
     /// Asks one Sentinel after the other, without waiting long for one that is silent. The first answer counts.
-    async fn primary(&self) -> Result<Client, Error> {
+    async fn primary(&self) -> Result<Named, Error> {
         let (first, count) = (self.first.load(Ordering::Relaxed), self.clients.len());
-        let mut left = (0..count).map(|turn| first.wrapping_add(turn) % count);
+        let mut left = (0..count).map(|turn| (first + turn) % count);
         let mut asked = FuturesUnordered::new();
         let mut failure = None;
         loop {
@@ -129,7 +137,8 @@ impl Sentinels {
                     Some((at, Ok(Some((host, port))))) => {
                         self.first.store(at, Ordering::Relaxed);
                         let info = self.node.clone().set_addr(self.address(host, port));
-                        return Client::open(info).map_err(|error| failure::classify(&error));
+                        let server = Client::open(info).map_err(|error| failure::classify(&error))?;
+                        return Ok(Named { server, by: at });
                     }
                     Some((_, Ok(None))) => note(&mut failure, self.unknown()),
                     Some((_, Err(error))) => note(&mut failure, sentinel_error(&error)),
