@@ -480,13 +480,13 @@ async fn until_linked(scope: &Scoped, proxy: &Proxy) {
 async fn a_link_that_fails_in_part_serves_nothing_old_for_longer_than_the_bound() {
     let server = Server::start();
     let writer = acme(one_connection(&server.url())).await;
-    let faults: [(&str, fn(&Proxy)); 4] = [
-        ("subscriber", |proxy| proxy.set_for(Class::Subscriber, Fault::Swallow)),
-        ("commands", |proxy| proxy.set_for(Class::Commands, Fault::Swallow)),
-        ("late commands", |proxy| proxy.hold(Hold::Delay(Duration::from_secs(8)))),
-        ("late replies", |proxy| proxy.set_for(Class::Commands, Fault::Delay(Duration::from_secs(8)))),
-    ];
-    let runs = faults.map(|(name, fail)| {
+    let fail = |name: &str, proxy: &Proxy| match name {
+        "subscriber" => proxy.set_for(Class::Subscriber, Fault::Swallow),
+        "commands" => proxy.set_for(Class::Commands, Fault::Swallow),
+        "late commands" => proxy.hold(Hold::Delay(Duration::from_secs(8))),
+        _ => proxy.set_for(Class::Commands, Fault::Delay(Duration::from_secs(8))),
+    };
+    let runs = ["subscriber", "commands", "late commands", "late replies"].map(|name| {
         let (server, writer) = (&server, &writer);
         async move {
             let proxy = Proxy::start(server);
@@ -495,7 +495,7 @@ async fn a_link_that_fails_in_part_serves_nothing_old_for_longer_than_the_bound(
             until_linked(&reader, &proxy).await;
             let key = REPORTS.key(name);
             assert_eq!(*reader.try_get_or_fetch(&key, || fetched("old")).await.unwrap(), "old");
-            fail(&proxy);
+            fail(name, &proxy);
             assert!(writer.invalidate(&key).await.is_applied());
             let returned = Instant::now();
             let mut last = Duration::ZERO;
