@@ -445,7 +445,7 @@ async fn a_fetch_of_several_lease_periods_that_renews_is_the_only_one() {
 }
 
 /// G1, G5. The interleaving: the leader's renewals do not reach the server, or their replies do not come back; its lease
-/// runs out; another process fetches and stores; then the first fetch ends.
+/// runs out; another process fetches; the first fetch ends, then the second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_cannot_renew_is_replaced_and_stores_nothing() {
     let server = Server::start();
@@ -461,11 +461,14 @@ async fn a_leader_that_cannot_renew_is_replaced_and_stores_nothing() {
         }
         here.begin(Work::Fetch, entry, "old").await;
         proxy.until_arrived("RENEW", 1).await;
-        leads_instead(&mut other, entry, &server);
+        other.begin(Work::Fetch, entry, "new");
         here.open();
         release(&proxy);
         assert_eq!(here.end().await, "old", "its own call began before");
         assert_eq!(here.refused(), 1, "what it fetched is stored");
+        other.tell("open");
+        assert_eq!(other.ask("end"), "new");
+        leads_instead(&mut other, entry, &server);
         assert_eq!(here.read(entry, "newer").await, "new");
         assert_eq!(other.read(entry, "newer"), "new");
     }
