@@ -83,6 +83,10 @@ guard "role probe" $src/remote/link.rs 's/cmd\("PEXPIRE"\)\.arg\(own_channel\)\.
     guards a_demoted_primary_vouches_for_nothing
 guard "release on failure" $src/lead.rs 's/(let Some\(lease\) = self\.lease\.take\(\))(\s+&& let Ok\(runtime\))/$1.filter(|_| false)$2/' \
     stampede a_dropped_fetch_gives_its_lease_back
+guard "number of the call" $src/remote/scripts.rs 's/repeated\[\.\.\] == number\[\.\.\]/repeated.len() == number.len()/' \
+    chaos_network an_invalidation_is_not_acknowledged_by_the_reply_to_another_command
+guard "patience with a first connection" $src/remote/pool.rs 's/if generation\.begun\.elapsed\(\) < \*patience/if false/' \
+    chaos_network a_connection_that_takes_longer_to_make_than_op_timeout_is_made
 guard "must-miss of the journal" $src/journal.rs 's/self\.has_pending\(\) && self\.covers\(key\)/false \&\& self.has_pending() \&\& self.covers(key)/' \
     journal a_pending_invalidation_is_a_miss_here_at_once_and_everywhere_once_the_server_is_reached
 guard "replica refused" $src/remote/pool.rs 's/is_master && !refused\n/is_master || !refused || true\n/' \
