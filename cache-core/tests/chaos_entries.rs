@@ -29,7 +29,8 @@ fn fetched(row: &str) -> std::future::Ready<Result<String, ()>> {
 #[tokio::test]
 async fn a_list_under_any_of_our_names_is_a_miss_for_every_verb() {
     let server = Server::start();
-    let acme = strict(&server.url()).tenant("acme").unwrap();
+    let cache = strict(&server.url());
+    let acme = cache.tenant("acme").unwrap();
     let key = REPORTS.key("x");
     let keys = [key.clone(), REPORTS.key("y")];
     let verbs =
@@ -77,10 +78,13 @@ async fn a_list_under_any_of_our_names_is_a_miss_for_every_verb() {
             }
             // And it heals: what is fetched next is stored.
             assert!(acme.invalidate(&key).await.is_applied());
+            server.cli(&["DEL", name]);
+            server.cli(&["RPUSH", name, "a", "list"]);
             assert_eq!(*acme.try_get_or_fetch(&key, || fetched("next")).await.unwrap(), "next", "{hint}");
             assert_eq!(text(&acme.get(&key).await.unwrap()), Some("next"), "{hint}: nothing is stored any more");
         }
     }
+    assert_eq!(cache.stats().profiles["report"].remote_errors, 0);
 }
 
 fn text(value: &Option<std::sync::Arc<String>>) -> Option<&str> {
@@ -92,7 +96,8 @@ fn text(value: &Option<std::sync::Arc<String>>) -> Option<&str> {
 #[tokio::test]
 async fn a_list_that_appears_during_a_fetch_is_no_error() {
     let server = Server::start();
-    let acme = strict(&server.url()).tenant("acme").unwrap();
+    let cache = strict(&server.url());
+    let acme = cache.tenant("acme").unwrap();
     for (n, name) in [NAME, LEASE, "cache:tenant:acme:~g", "cache:tenant:acme:report:~g", "cache:tenant:acme:~f"]
         .into_iter()
         .enumerate()
@@ -110,6 +115,7 @@ async fn a_list_that_appears_during_a_fetch_is_no_error() {
         assert_eq!(*acme.try_get_or_fetch(&key, || fetched("v")).await.unwrap(), "v");
         assert_eq!(text(&acme.get(&key).await.unwrap()), Some("v"), "{name}: nothing is stored any more");
     }
+    assert_eq!(cache.stats().profiles["report"].remote_errors, 0);
 }
 
 /// An entry as it stands in Redis.
