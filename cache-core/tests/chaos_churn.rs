@@ -30,14 +30,16 @@ struct Database {
     acknowledged: Vec<AtomicU64>,
     /// The same for what one of the two writing processes has invalidated without being heard: binding for itself.
     own: [Vec<AtomicU64>; 2],
-    /// Writes that were acknowledged.
-    written: AtomicUsize,
+    /// Writes of each process that were acknowledged.
+    written: [AtomicUsize; 2],
+    /// Whether the server loses what it has acknowledged.
+    forgetful: bool,
 }
 
 impl Database {
-    fn new(rows: usize) -> Self {
+    fn new(rows: usize, forgetful: bool) -> Self {
         let zeros = || (0..rows).map(|_| AtomicU64::new(0)).collect();
-        Self { rows: zeros(), acknowledged: zeros(), own: [zeros(), zeros()], written: AtomicUsize::new(0) }
+        Self { rows: zeros(), acknowledged: zeros(), own: [zeros(), zeros()], written: Default::default(), forgetful }
     }
 
     fn version(&self, row: usize) -> u64 {
@@ -58,12 +60,18 @@ impl Database {
 
     /// No older version may be given to a read of this process that begins now.
     fn floor(&self, process: usize, row: usize) -> u64 {
-        let (all, own) = (&self.acknowledged[row], &self.own[process][row]);
-        all.load(Ordering::SeqCst).max(own.load(Ordering::SeqCst))
+        let own = self.own[process][row].load(Ordering::SeqCst);
+        if self.forgetful { own } else { own.max(self.acknowledged[row].load(Ordering::SeqCst)) }
     }
 
-    fn written(&self) -> usize {
-        self.written.load(Ordering::SeqCst)
+    /// Waits until both processes have had so many more writes acknowledged.
+    async fn until_written(&self, more: usize) {
+        let (begun, written) = (Instant::now(), || self.written.each_ref().map(|count| count.load(Ordering::SeqCst)));
+        let before = written();
+        while written().iter().zip(before).any(|(now, before)| *now < before + more) {
+            assert!(begun.elapsed() < PATIENCE, "the server is not used again");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// A row as it is stored: its version and some kilobytes; a few are larger than what the server has room for.
@@ -86,6 +94,8 @@ impl Database {
 const ROWS: usize = 300;
 /// Enough for each of our keys to be lost many times.
 const WRITES: usize = 1_000;
+/// How often the server is killed or stopped.
+const ROUNDS: usize = 8;
 
 /// Mostly one of a few rows that everybody wants, so that steps of different calls meet.
 fn pick(random: &mut StdRng) -> usize {
@@ -106,7 +116,8 @@ async fn write(database: &Database, scope: &Scoped, process: usize, done: &Atomi
             0 => scope.invalidate_keyspace(&REPORTS).await,
             1 => scope.invalidate_all().await,
             2 => scope.invalidate_pattern("report:*").await,
-            3..7 => match scope.set(&REPORTS.key(row), database.row(row)).await {
+            // What was set is in no journal, and lost with the server's memory of it.
+            3..7 if !database.forgetful => match scope.set(&REPORTS.key(row), database.row(row)).await {
                 Ok(()) => Invalidated::Applied,
                 // For another tenth of a second the server may still execute it, and undo the next invalidation.
                 Err(error) if error.is_timeout() => {
@@ -121,7 +132,7 @@ async fn write(database: &Database, scope: &Scoped, process: usize, done: &Atomi
         if outcome.is_applied() {
             before.into_iter().enumerate().for_each(|(row, version)| database.acknowledge(row, version));
             database.acknowledge(row, version);
-            database.written.fetch_add(1, Ordering::SeqCst);
+            database.written[process].fetch_add(1, Ordering::SeqCst);
         } else {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -141,8 +152,7 @@ async fn read(database: &Database, scope: &Scoped, process: usize, seed: u64, do
 }
 
 /// Writers, readers in two processes without a near tier and in one with, until `disturb` has done its worst.
-async fn churn(server: &Server, op_timeout: Duration, disturb: impl AsyncFn(&Database)) {
-    let database = &Database::new(ROWS);
+async fn churn(server: &Server, database: &Database, op_timeout: Duration, disturb: impl AsyncFn(&Database)) {
     let scope = |near_bytes| {
         let builder = Cache::builder().url(&server.url()).op_timeout(op_timeout).min_idle(1).near_bytes(near_bytes);
         // Short, as a lease that is lost is waited for by those who were told of it.
@@ -217,12 +227,8 @@ async fn a_server_that_evicts_makes_misses_and_nothing_stale() {
         let counts = count_evicted(&server);
         let room = server.info("used_memory") + 2_000_000;
         server.cli(&["CONFIG", "SET", "maxmemory", &room.to_string()]);
-        churn(&server, PATIENCE, async |database| {
-            while database.written() < WRITES {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await;
+        let database = Database::new(ROWS, false);
+        churn(&server, &database, PATIENCE, async |database| database.until_written(WRITES / 2).await).await;
         std::mem::take(&mut *counts.lock().unwrap())
     });
     let evicted: BTreeMap<_, _> = futures::future::join_all(runs).await.into_iter().flatten().collect();
@@ -235,38 +241,55 @@ async fn a_server_that_evicts_makes_misses_and_nothing_stale() {
 #[tokio::test]
 async fn a_server_that_is_flushed_makes_misses_and_nothing_stale() {
     let server = Server::start();
-    churn(&server, PATIENCE, async |database| {
-        for command in [&["FLUSHALL"][..], &["SCRIPT", "FLUSH"], &["FLUSHDB", "ASYNC"]].into_iter().cycle() {
-            if database.written() >= WRITES {
-                break;
+    churn(&server, &Database::new(ROWS, false), PATIENCE, async |database| {
+        let flushing = async {
+            for command in [&["FLUSHALL"][..], &["SCRIPT", "FLUSH"], &["FLUSHDB", "ASYNC"]].into_iter().cycle() {
+                server.cli(command);
+                tokio::time::sleep(Duration::from_millis(7)).await;
             }
-            server.cli(command);
-            tokio::time::sleep(Duration::from_millis(7)).await;
+        };
+        tokio::select! {
+            () = flushing => {}
+            () = database.until_written(WRITES / 2) => {}
         }
     })
     .await;
 }
 
-/// Disturbs ten times, whenever writes have been acknowledged since the last time.
-async fn ten_times(database: &Database, mut disturb: impl AsyncFnMut()) {
-    for _ in 0..10 {
-        let (begun, before) = (Instant::now(), database.written());
-        while database.written() < before + 60 {
-            assert!(begun.elapsed() < PATIENCE, "the server is not used again");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+/// Disturbs again and again, each time when both processes have been heard since the last time.
+async fn repeatedly(database: &Database, mut disturb: impl AsyncFnMut()) {
+    for _ in 0..ROUNDS {
+        database.until_written(20).await;
         disturb().await;
     }
+    database.until_written(20).await;
 }
 
 /// G6 and G1: the server is killed and comes back empty, again and again.
 #[tokio::test]
 async fn a_server_that_is_killed_again_and_again_makes_misses_and_nothing_stale() {
     let server = Server::start();
-    churn(&server, PATIENCE, async |database| {
-        ten_times(database, async || {
+    churn(&server, &Database::new(ROWS, false), PATIENCE, async |database| {
+        repeatedly(database, async || {
             server.kill();
             tokio::time::sleep(Duration::from_millis(30)).await;
+            server.restart();
+        })
+        .await;
+    })
+    .await;
+}
+
+/// The journal: the server is killed and comes back with what it held some writes ago, again and again. No process
+/// serves what it has invalidated itself, and when the journals have been heard nobody does.
+#[tokio::test]
+async fn a_server_that_comes_back_with_an_older_snapshot_again_and_again_deceives_no_process_that_invalidated() {
+    let server = Server::start();
+    churn(&server, &Database::new(ROWS, true), PATIENCE, async |database| {
+        repeatedly(database, async || {
+            server.snapshot();
+            database.until_written(20).await;
+            server.kill();
             server.restart();
         })
         .await;
@@ -279,8 +302,8 @@ async fn a_server_that_is_killed_again_and_again_makes_misses_and_nothing_stale(
 async fn a_server_that_hangs_again_and_again_makes_misses_and_nothing_stale() {
     const OP_TIMEOUT: Duration = Duration::from_millis(100);
     let server = Server::start();
-    churn(&server, OP_TIMEOUT, async |database| {
-        ten_times(database, async || {
+    churn(&server, &Database::new(ROWS, false), OP_TIMEOUT, async |database| {
+        repeatedly(database, async || {
             server.pause();
             tokio::time::sleep(OP_TIMEOUT + Duration::from_millis(30)).await;
             server.resume();
