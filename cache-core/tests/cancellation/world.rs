@@ -240,6 +240,24 @@ impl World {
         }
     }
 
+    /// A further cache behind the proxy, which connects when it is first used.
+    pub(crate) fn unconnected(&self) -> Cache {
+        let builder = Cache::builder().url(self.proxy().url()).op_timeout(Duration::from_secs(20)).lease(LEASE);
+        builder.max_fetch(2 * LEASE).pool_size(1).min_idle(1).build().unwrap()
+    }
+
+    /// How many clients the server has, this question included, once both caches that have a link hold it.
+    pub(crate) async fn clients(&self) -> usize {
+        let links = || self.server().cli(&["PUBSUB", "NUMSUB", "cache:~n"]);
+        until("both links are up", async || links().ends_with("\n2")).await;
+        self.server().cli(&["CLIENT", "LIST"]).lines().count()
+    }
+
+    pub(crate) async fn until_no_more_clients_than(&self, before: usize, case: &str) {
+        let no_more = async || self.server().cli(&["CLIENT", "LIST"]).lines().count() <= before;
+        until(&format!("{case}: connections stay"), no_more).await;
+    }
+
     pub(crate) fn leases(&self) -> String {
         self.redis.as_ref().map(|(server, _)| server.cli(&["KEYS", "*~l"])).unwrap_or_default()
     }
