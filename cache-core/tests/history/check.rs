@@ -4,7 +4,8 @@
 //! whatever was committed when an invalidation was called is visible to every fetch that begins later. The guarantee
 //! says that a read which begins after the invalidation returned comes from such a fetch. So it gives at least the
 //! *floor* of that invalidation: the newest version whose commit had ended when it was called, whoever committed it.
-//! And it gives no version whose commit began after the read ended.
+//! And it gives no version whose commit began after the read ended. An invalidation that returned `Pending` says the
+//! same of the reads of its own process alone.
 //!
 //! That is a regular register of several writers, where a write lasts from the call of its commit to the return of
 //! its invalidation: reads beside it may give the old version or the new one, in any order. It is no atomic register
@@ -41,6 +42,8 @@ pub(crate) struct Report {
 /// An invalidation as one entry sees it.
 struct Floor {
     process: usize,
+    /// Whether it counts in other processes too.
+    applied: bool,
     span: Span,
     version: u64,
 }
@@ -83,15 +86,18 @@ fn check_entry(events: &[Event], entry: usize, law: Law) -> Result<u64, String> 
         |time: u64| commits.iter().filter(move |(span, _)| span.ended <= time).map(|(_, version)| *version);
     let mut floors: Vec<Floor> = events
         .iter()
-        .filter_map(|event| match event {
-            Event::Invalidated { process, covers, span } if covers.covers(entry) => {
-                Some(Floor { process: *process, span: *span, version: committed_by(span.begun).max()? })
-            }
-            _ => None,
+        .filter_map(|event| {
+            let (process, covers, span, applied) = match event {
+                Event::Invalidated { process, covers, span } => (*process, covers, *span, true),
+                Event::Pending { process, covers, span } => (*process, covers, *span, false),
+                _ => return None,
+            };
+            let version = covers.covers(entry).then(|| committed_by(span.begun).max())??;
+            Some(Floor { process, applied, span, version })
         })
         .collect();
     floors.sort_by_key(|floor| floor.span.ended);
-    let everywhere = Steps::new(floors.iter());
+    let everywhere = Steps::new(floors.iter().filter(|floor| floor.applied));
     let mut by_process: HashMap<usize, Steps> = HashMap::new();
     let mut latest_stale = 0;
     for event in events {
@@ -116,6 +122,7 @@ fn check_entry(events: &[Event], entry: usize, law: Law) -> Result<u64, String> 
             let counts = |floor: &&Floor| {
                 let allowance = if floor.process == *process { 0 } else { law.others_ns };
                 floor.version > *version
+                    && (floor.applied || floor.process == *process)
                     && floor.span.ended + allowance < span.begun
                     && unknown.get(version).is_none_or(|until| floor.span.begun > *until)
             };
@@ -231,8 +238,13 @@ mod tests {
     fn an_invalidation_covers_what_anybody_had_committed_when_it_was_called_and_no_more() {
         assert!(holds(&[committed(3, 50, 61), invalidated(60, 70), read(1, 2, 71, 72)], 0));
         assert!(!holds(&[committed(3, 50, 60), invalidated(60, 70), read(1, 2, 71, 72)], 0));
+    }
+
+    #[test]
+    fn a_pending_invalidation_counts_in_its_own_process() {
         let pending = Event::Pending { process: 0, covers: Covers::All, span: span(60, 70) };
-        assert!(holds(&[committed(3, 50, 60), pending, read(1, 2, 71, 72)], 0));
+        assert!(holds(&[committed(3, 50, 60), pending.clone(), read(1, 2, 71, 72)], 0));
+        assert!(!holds(&[committed(3, 50, 60), pending, read(0, 2, 71, 72)], 100));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use cache_core::{Cache, Key, Keyspace, Scoped, TtlProfile};
+use cache_core::{Cache, Invalidated, Key, Keyspace, Scoped, TtlProfile};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use redis::{AsyncTypedCommands as _, aio::MultiplexedConnection};
 
@@ -234,7 +234,6 @@ impl Actor {
     async fn write_all_day(&self, mut random: StdRng, writer: usize, writes: usize) {
         for _ in 0..writes {
             let entry = random.random_range(0..ENTRIES);
-            let process = self.process;
             // A quarter of the entries is written by this writer alone, another by the other one: of two that race to
             // set the same entry the last to arrive wins, so only an entry's only writer may set it.
             match entry % 4 {
@@ -242,7 +241,7 @@ impl Actor {
                     if random.random_ratio(1, 3) {
                         self.set(entry).await;
                     } else {
-                        self.invalidate(process, &[entry], Covers::Entry(entry)).await;
+                        self.invalidate(&[entry], Covers::Entry(entry)).await;
                     }
                 }
                 0 | 1 => {}
@@ -253,11 +252,11 @@ impl Actor {
                     let shared: Vec<_> =
                         (0..ENTRIES).filter(|other| other % 4 >= 2 && other % 2 == entry % 2).collect();
                     match random.random_range(0..12) {
-                        0 => self.invalidate(process, &shared, Covers::Start(profile.to_owned(), String::new())).await,
-                        1 | 2 => self.invalidate(process, &[entry], Covers::Start(profile.to_owned(), start)).await,
-                        3 => self.invalidate(process, &shared, Covers::All).await,
-                        4 | 5 => self.invalidate_many(process, &shared).await,
-                        _ => self.invalidate(process, &[entry], Covers::Entry(entry)).await,
+                        0 => self.invalidate(&shared, Covers::Start(profile.to_owned(), String::new())).await,
+                        1 | 2 => self.invalidate(&[entry], Covers::Start(profile.to_owned(), start)).await,
+                        3 => self.invalidate(&shared, Covers::All).await,
+                        4 | 5 => self.invalidate_many(&shared).await,
+                        _ => self.invalidate(&[entry], Covers::Entry(entry)).await,
                     }
                 }
             }
@@ -273,7 +272,7 @@ impl Actor {
         version
     }
 
-    async fn invalidate(&self, process: usize, entries: &[usize], covers: Covers) {
+    async fn invalidate(&self, entries: &[usize], covers: Covers) {
         for entry in entries {
             self.commit(*entry).await;
         }
@@ -287,26 +286,27 @@ impl Actor {
             Covers::Start(profile, start) => self.scope.invalidate_pattern(&format!("{profile}:{start}*")).await,
             Covers::All => self.scope.invalidate_all().await,
         };
-        let span = Span::since(begun);
-        self.recorder.record(&if outcome.is_applied() {
-            Event::Invalidated { process, covers, span }
-        } else {
-            Event::Pending { process, covers, span }
-        });
+        self.invalidated(outcome, covers, begun);
     }
 
-    async fn invalidate_many(&self, process: usize, entries: &[usize]) {
+    async fn invalidate_many(&self, entries: &[usize]) {
         for entry in entries {
             self.commit(*entry).await;
         }
         let keys: Vec<_> = entries.iter().map(|entry| key(*entry)).collect();
         let begun = now();
-        if self.scope.invalidate_many(&keys).await.is_applied() {
-            let span = Span::since(begun);
-            for covers in entries.iter().map(|entry| Covers::Entry(*entry)) {
-                self.recorder.record(&Event::Invalidated { process, covers, span });
-            }
+        let outcome = self.scope.invalidate_many(&keys).await;
+        for entry in entries {
+            self.invalidated(outcome, Covers::Entry(*entry), begun);
         }
+    }
+
+    fn invalidated(&self, outcome: Invalidated, covers: Covers, begun: u64) {
+        let (process, span) = (self.process, Span::since(begun));
+        self.recorder.record(&match outcome {
+            Invalidated::Applied => Event::Invalidated { process, covers, span },
+            Invalidated::Pending => Event::Pending { process, covers, span },
+        });
     }
 
     async fn set(&self, entry: usize) {

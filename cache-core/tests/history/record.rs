@@ -60,7 +60,7 @@ pub(crate) enum Event {
     Committed { entry: usize, version: u64, span: Span },
     /// An invalidation, or a `set`, that returned `Applied` or `Ok`.
     Invalidated { process: usize, covers: Covers, span: Span },
-    /// An invalidation that returned `Pending`. It promises nothing; written down for the reader.
+    /// An invalidation that returned `Pending`: done in this process, and not yet in others.
     Pending { process: usize, covers: Covers, span: Span },
     /// A `set` of this version that returned an error. The server may execute it for some time after that.
     Unknown { entry: usize, version: u64, span: Span },
