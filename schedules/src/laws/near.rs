@@ -1,0 +1,125 @@
+//! The near tier alone.
+
+use std::{sync::Arc, time::Duration};
+
+use shuttle::future::{JoinHandle, block_on, spawn};
+
+use crate::{
+    clock::{Clock, Instant},
+    explore::{Row, choose, either, ended, pauses},
+    keyspace::Origin,
+    near::{Entry, Near, Watch},
+    stats::Registry,
+};
+
+const NAMES: [&str; 3] = ["cache:tenant:acme:report:x", "cache:tenant:acme:report", "cache:tenant:acme:"];
+const KEY: &str = NAMES[0];
+
+struct World {
+    near: Near,
+    row: Row,
+    /// The newest row before which everything was invalidated.
+    invalidated: Row,
+}
+
+impl World {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { near: Near::new(1 << 16, 1 << 10, 1 << 10), row: Row::default(), invalidated: Row::default() })
+    }
+
+    fn insert(&self, row: u64, watch: Watch) {
+        let entry = Entry {
+            value: Arc::new(row),
+            origin: Origin::none(),
+            watch,
+            expires: Clock.now().saturating_add(Duration::from_secs(60)),
+            sure_until: Instant::MAX,
+            negative: false,
+            slot: Registry::default().slot("report"),
+            weight: 0,
+        };
+        self.near.insert(KEY, entry, 8);
+    }
+
+    fn get(&self) -> Option<u64> {
+        let (value, _) = self.near.get::<u64>(KEY, &Origin::none(), Clock.now())?;
+        Some(*value.unwrap())
+    }
+
+    fn check(&self) {
+        let floor = self.invalidated.get();
+        if let Some(row) = self.get() {
+            assert!(row >= floor, "{row} is served after the invalidation of all below {floor} had returned");
+        }
+    }
+
+    fn touch(&self) {
+        self.near.touch(KEY, &Origin::none(), Clock.now(), Clock.now().saturating_add(Duration::from_secs(600)));
+    }
+}
+
+fn task(world: &Arc<World>, step: impl Fn(&World) + Send + 'static) -> JoinHandle<()> {
+    let (world, later) = (world.clone(), choose(3));
+    spawn(async move {
+        pauses(later).await;
+        step(&world);
+    })
+}
+
+/// G1, stripes: stores, hits, touches, removals and bumps race. No hit is older than a bump that had returned.
+pub fn a_bump_outlives_every_store_and_touch() {
+    let world = World::new();
+    block_on(async {
+        let mut tasks: Vec<_> = (0..2)
+            .map(|_| {
+                let world = world.clone();
+                spawn(async move {
+                    let watch = world.near.stripes.watch(NAMES);
+                    pauses(choose(2)).await;
+                    let row = world.row.get();
+                    pauses(choose(3)).await;
+                    world.insert(row, watch);
+                })
+            })
+            .collect();
+        for _ in 0..2 {
+            tasks.push(task(&world, World::check));
+        }
+        tasks.push(task(&world, World::touch));
+        tasks.push(task(&world, |world| world.near.remove(KEY)));
+        tasks.push(task(&world, |world| {
+            for name in [choose(4), choose(4)] {
+                let row = world.row.write();
+                match NAMES.get(name) {
+                    Some(name) => world.near.stripes.bump(name),
+                    None => world.near.stripes.bump_everything(),
+                }
+                world.invalidated.raise(row);
+            }
+        }));
+        ended(tasks).await;
+    });
+    world.check();
+}
+
+/// G1 without Redis, where an entry that no fetch can replace is invalidated by its removal, and a `set` replaces it:
+/// a touch under way brings back neither what was removed nor what was replaced.
+pub fn a_touch_never_brings_anything_back() {
+    let world = World::new();
+    world.insert(0, world.near.stripes.watch(NAMES));
+    block_on(async {
+        let mut tasks = vec![task(&world, World::touch), task(&world, World::touch), task(&world, World::check)];
+        let sets = either();
+        tasks.push(task(&world, move |world| {
+            let row = world.row.write();
+            world.near.remove(KEY);
+            if sets {
+                world.insert(row, world.near.stripes.watch(NAMES));
+            }
+            world.invalidated.raise(row);
+        }));
+        ended(tasks).await;
+        world.check();
+        assert_eq!(world.get(), sets.then_some(1), "what was stored last is served");
+    });
+}
