@@ -32,16 +32,17 @@ guard() {
         echo "error: the guard \"$name\" is not where it is looked for, $file" >&2
         exit 1
     fi
-    local which=(--test "$target")
-    [ "$target" = lib ] && which=(--lib)
+    local which=(--package cache-core --test "$target")
+    [ "$target" = lib ] && which=(--package cache-core --lib)
+    [ "$target" = schedules ] && which=(--package cache-schedules --test schedules)
     log="$copy/log"
-    if ! (cd "$copy" && cargo test --quiet --package cache-core "${which[@]}" --no-run) >"$log" 2>&1; then
+    if ! (cd "$copy" && cargo test --quiet "${which[@]}" --no-run) >"$log" 2>&1; then
         cat "$log" >&2
         echo "error: without the guard \"$name\" the code does not compile" >&2
         exit 1
     fi
     local outcome=missed
-    if (cd "$copy" && timeout 120 cargo test --quiet --package cache-core "${which[@]}" -- --exact "$test") >"$log" 2>&1; then
+    if (cd "$copy" && timeout 120 cargo test --quiet "${which[@]}" -- --exact "$test") >"$log" 2>&1; then
         outcome="NOT MISSED"
         missed=1
         grep -q "1 passed" "$log" || outcome="NO SUCH TEST"
@@ -98,6 +99,16 @@ guard "sweep over one connection" $src/remote/mod.rs \
     sweep a_sweep_whose_connection_breaks_is_pending_and_begins_again
 guard "sweep of one pool" $src/remote/mod.rs 's/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
     sweep a_sweep_whose_pool_is_replaced_is_pending_and_begins_again
+guard "pass a wake-up on" $src/single_flight.rs 's/(pass it on\.\s+)state\.wake_one\(\);/$1/' \
+    schedules nobody_is_handed_what_was_invalidated_before
+guard "verdict after everybody joined" $src/lead.rs \
+    's/if !call\.state\.near\.stripes\.unchanged\(&watch\)/if false/' schedules what_was_invalidated_is_never_read
+guard "second look of a new leader" $src/call.rs \
+    's/(let Some\(value\) = self\.target\.lookup_near\(\))( else \{ return Ok\(leader\))/$1.filter(|_| false)$2/' \
+    schedules a_cold_key_is_fetched_once
+guard "touch under the lock of stores" $src/near/mod.rs \
+    's/(would be lost to the older one\.\s+)let _writing = self\.writing\(key\);/$1/' \
+    schedules a_touch_never_brings_anything_back
 
 printf '| guard taken out | test | |\n|---|---|---|\n%s' "$rows"
 exit "$missed"
