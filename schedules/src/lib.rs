@@ -22,6 +22,8 @@ mod cap;
 mod codec;
 #[path = "../../cache-core/src/error.rs"]
 mod error;
+#[path = "../../cache-core/src/hold.rs"]
+mod hold;
 #[path = "../../cache-core/src/invalidate.rs"]
 mod invalidate;
 #[path = "../../cache-core/src/journal.rs"]

@@ -1,7 +1,7 @@
 //! What `cache-core/src/sync.rs` offers, with a scheduling point before each step that another task can see, and after
 //! each that changes something: what follows may be a look at something that has no such points, the near tier's map.
 
-pub(crate) use std::sync::{Arc, OnceLock, atomic::Ordering};
+pub(crate) use std::sync::{Arc, OnceLock, Weak, atomic::Ordering};
 use std::{
     ops::{Deref, DerefMut},
     sync::PoisonError,
