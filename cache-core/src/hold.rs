@@ -1,4 +1,5 @@
-//! Write fences of a cache without Redis: keys under which nothing may be stored for a while.
+//! Write fences of this process: keys under which nothing may be stored for a while. Without Redis there are no others;
+//! beside Redis they count where it was not asked, or did not answer.
 
 use std::collections::HashMap;
 

@@ -57,11 +57,12 @@ pub(crate) async fn hold(state: &Arc<State>, key: &FullKey, hold: Duration) -> I
         state.sink.report("hold", &Error::new(ErrorKind::InvalidConfig, message));
     }
     let hold = hold.min(LONGEST_HOLD);
+    let now = state.clock.now();
+    // Beside Redis too: what this process fetches without having asked there must not be kept near.
+    let held = state.holds.hold(key.as_str(), now.saturating_add(hold), now);
     if state.remote.is_some() {
         return apply(state, vec![Coverage::Key(Box::new(key.clone()))], hold).await;
     }
-    let now = state.clock.now();
-    let held = state.holds.hold(key.as_str(), now.saturating_add(hold), now);
     // After the fence is up: whoever did not see it took its watch before this, and stores nothing.
     state.near.stripes.bump(key.as_str());
     state.near.remove(key.as_str());

@@ -69,8 +69,8 @@ pub(crate) async fn lead<T: CacheValue, E>(
         },
     };
     let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
-    // After the watch: a fence that comes later bumps what is watched.
-    let storage = if matches!(storage, Storage::Alone) && call.target.is_held() { Storage::Nowhere } else { storage };
+    // After the watch: a fence that comes later bumps what is watched. Whatever Redis said: it may not have been asked.
+    let storage = if call.target.is_held() { Storage::Nowhere } else { storage };
     let near = state.options.near_bytes > 0;
     if matches!(storage, Storage::Nowhere) || (matches!(storage, Storage::Unconfirmed) && !near) {
         // No command will accept the value, so who joins later could not take it, and would find nothing near either.

@@ -211,7 +211,7 @@ where
         .map(|led| {
             let asked = Asked { asked_at: state.clock.now(), watch: led.call.target.watch() };
             // After the watch: a fence that comes later bumps what is watched.
-            if matches!(led.storage, Storage::Alone) && led.call.target.is_held() {
+            if led.call.target.is_held() {
                 led.storage = Storage::Nowhere;
             }
             if matches!(led.storage, Storage::Unconfirmed | Storage::Nowhere) {

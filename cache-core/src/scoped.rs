@@ -269,6 +269,8 @@ impl Scoped {
     /// key, and calls fetch for themselves. To be called before a commit that takes no longer: a fetch that reads
     /// the old row before the commit is then not stored after it.
     ///
+    /// A process that cannot reach Redis knows its own fences only: it may keep such a row for 3 s.
+    ///
     /// The fence ends by itself. None removes or shortens another. `Pending` says that it may not be up. A longer
     /// `hold` is cut to 10 minutes and reported in the log. A [`set`](Self::set) meanwhile stores nothing. Cost: at
     /// most one round trip.

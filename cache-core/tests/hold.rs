@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use cache_core::{Cache, Keyspace, Scoped, profiles::WORKFLOW_DEF};
-use support::Server;
+use cache_core::{Cache, Key, Keyspace, Scoped, profiles::WORKFLOW_DEF};
+use support::{Fault, Proxy, Server};
 
 const WORKFLOWS: Keyspace<u64> = WORKFLOW_DEF.of();
 const HOLD: Duration = Duration::from_millis(400);
@@ -100,6 +100,59 @@ async fn a_fetch_under_way_when_the_fence_goes_up_is_not_stored() {
             assert_eq!(*scoped.get_or_fetch(&key, || async { 2_u64 }).await, 2, "{scoped:?} {hold:?}");
         }
     }
+}
+
+/// G1 and G3 at home: the fence is up, Redis is gone before a call asks there, and what is fetched past it reads the old row.
+#[tokio::test]
+async fn a_fence_of_this_process_counts_while_redis_cannot_be_asked() {
+    let (server, row) = (Server::start(), AtomicU64::new(1));
+    let proxy = Proxy::start(&server);
+    let scoped = Cache::connect(proxy.url()).await.unwrap().tenant("acme").unwrap();
+    let key = WORKFLOWS.key("abc");
+    let read = async || *scoped.get_or_fetch(&key, || async { row.load(Ordering::SeqCst) }).await;
+    assert_eq!(read().await, 1);
+    assert!(scoped.invalidate_and_hold(&key, Duration::from_secs(60)).await.is_applied());
+    proxy.refuse_connections();
+    proxy.drop_connections();
+    assert_eq!(read().await, 1);
+    row.store(2, Ordering::SeqCst);
+    assert_eq!(read().await, 2);
+}
+
+/// G1 and G3 at home. A batch reads; a hold is called and executed; the batch finds it pending for one key, so it does not ask
+/// for that key's lease, and asks for the other's; the hold is acknowledged; the batch fetches under the fence; commit.
+#[tokio::test]
+async fn a_batch_that_overlaps_a_hold_keeps_nothing_under_its_fence() {
+    let (server, row) = (Server::start(), AtomicU64::new(1));
+    let proxy = Proxy::start(&server);
+    let cache = Cache::builder().url(proxy.url()).op_timeout(Duration::from_secs(20)).connect().await.unwrap();
+    let scoped = cache.tenant("acme").unwrap();
+    let keys = [WORKFLOWS.key("held"), WORKFLOWS.key("other")];
+    let read = async |keys: Vec<Key<u64>>| {
+        Ok::<_, std::io::Error>(keys.into_iter().map(|key| (key, row.load(Ordering::SeqCst))).collect::<Vec<_>>())
+    };
+    let (returns, returned) = tokio::sync::watch::channel(false);
+    proxy.reset();
+    proxy.set(Fault::HoldRepliesTo("MGET"));
+    let reading = scoped.try_get_or_fetch_many(&keys, async |keys: Vec<Key<u64>>| {
+        returned.clone().wait_for(|returned| *returned).await.unwrap();
+        read(keys).await
+    });
+    let holding = async {
+        proxy.until("MGET", 1).await;
+        let held = scoped.invalidate_and_hold(&keys[0], Duration::from_secs(60)).await;
+        returns.send_replace(true);
+        held
+    };
+    let passing = async {
+        proxy.until("EVALSHA", 1).await;
+        proxy.set(Fault::None);
+    };
+    let (values, held, ()) = tokio::join!(reading, holding, passing);
+    assert!(held.is_applied() && values.unwrap().iter().all(|value| value.as_deref() == Some(&1)));
+    row.store(2, Ordering::SeqCst);
+    let values = scoped.try_get_or_fetch_many(&keys[..1], read).await.unwrap();
+    assert_eq!(values[0].as_deref(), Some(&2));
 }
 
 /// G1 on a full server: a script that has deleted may write.
