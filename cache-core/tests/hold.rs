@@ -3,7 +3,10 @@
 mod support;
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -123,23 +126,31 @@ async fn a_fence_of_this_process_counts_while_redis_cannot_be_asked() {
 /// for that key's lease, and asks for the other's; the hold is acknowledged; the batch fetches under the fence; commit.
 #[tokio::test]
 async fn a_batch_that_overlaps_a_hold_keeps_nothing_under_its_fence() {
-    let (server, row) = (Server::start(), AtomicU64::new(1));
+    let (server, row) = (Server::start(), Arc::new(AtomicU64::new(1)));
     let proxy = Proxy::start(&server);
     let cache = Cache::builder().url(proxy.url()).op_timeout(Duration::from_secs(20)).connect().await.unwrap();
     let scoped = cache.tenant("acme").unwrap();
     let keys = [WORKFLOWS.key("held"), WORKFLOWS.key("other")];
-    let read = async |keys: Vec<Key<u64>>| {
-        Ok::<_, std::io::Error>(keys.into_iter().map(|key| (key, row.load(Ordering::SeqCst))).collect::<Vec<_>>())
-    };
     let (returns, returned) = tokio::sync::watch::channel(false);
     proxy.reset();
     proxy.set(Fault::HoldRepliesTo("MGET"));
-    let reading = scoped.try_get_or_fetch_many(&keys, async |keys: Vec<Key<u64>>| {
-        returned.clone().wait_for(|returned| *returned).await.unwrap();
-        read(keys).await
+    // A task of its own: it is woken in the order of the replies, before the task that sends the invalidation.
+    let batch = tokio::spawn({
+        let (scoped, keys, row) = (scoped.clone(), keys.clone(), row.clone());
+        async move {
+            let fetch = |keys: Vec<Key<u64>>| {
+                let (mut returned, row) = (returned.clone(), row.clone());
+                async move {
+                    returned.wait_for(|returned| *returned).await.unwrap();
+                    let read = keys.into_iter().map(|key| (key, row.load(Ordering::SeqCst)));
+                    Ok::<_, std::io::Error>(read.collect::<Vec<_>>())
+                }
+            };
+            scoped.try_get_or_fetch_many(&keys, fetch).await.unwrap()
+        }
     });
+    proxy.until("MGET", 1).await;
     let holding = async {
-        proxy.until("MGET", 1).await;
         let held = scoped.invalidate_and_hold(&keys[0], Duration::from_secs(60)).await;
         returns.send_replace(true);
         held
@@ -148,11 +159,11 @@ async fn a_batch_that_overlaps_a_hold_keeps_nothing_under_its_fence() {
         proxy.until("EVALSHA", 1).await;
         proxy.set(Fault::None);
     };
-    let (values, held, ()) = tokio::join!(reading, holding, passing);
-    assert!(held.is_applied() && values.unwrap().iter().all(|value| value.as_deref() == Some(&1)));
+    let (held, ()) = tokio::join!(holding, passing);
+    let values = batch.await.unwrap();
+    assert!(held.is_applied() && values.iter().all(|value| value.as_deref() == Some(&1)));
     row.store(2, Ordering::SeqCst);
-    let values = scoped.try_get_or_fetch_many(&keys[..1], read).await.unwrap();
-    assert_eq!(values[0].as_deref(), Some(&2));
+    assert_eq!(*scoped.get_or_fetch(&keys[0], || async { row.load(Ordering::SeqCst) }).await, 2);
 }
 
 /// G1 on a full server: a script that has deleted may write.
