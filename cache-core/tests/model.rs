@@ -6,16 +6,31 @@
 
 #[path = "model/alone.rs"]
 mod alone;
+#[path = "model/batch.rs"]
+mod batch;
 #[path = "model/check.rs"]
 mod check;
+#[path = "model/ends.rs"]
+mod ends;
+#[path = "model/fence.rs"]
+mod fence;
 #[path = "model/journal.rs"]
 mod journal;
 #[path = "model/lease.rs"]
 mod lease;
 #[path = "model/near.rs"]
 mod near;
+#[path = "model/scopes.rs"]
+mod scopes;
+#[path = "model/server.rs"]
+mod server;
+#[path = "model/writers.rs"]
+mod writers;
 
-use check::{exhaust, is_needed, is_not_needed};
+use check::{breaks, exhaust, holds, is_needed, is_not_needed, stays_whole};
+use server::{Clause, Without};
+
+const COMPLETE: Without = Without(&[]);
 
 mod redis {
     use super::{
@@ -225,6 +240,221 @@ mod without_redis {
     fn what_is_called_housekeeping_without_redis_is() {
         for without in [&[HOUSEKEEPING[0]], &[HOUSEKEEPING[1]], &[HOUSEKEEPING[2]], &[HOUSEKEEPING[3]]] {
             is_not_needed(&format!("{without:?}"), Alone { at_once: false, without });
+        }
+    }
+}
+
+mod write_fence {
+    use super::{
+        fence::{Embedded, Fence, Other},
+        *,
+    };
+
+    #[test]
+    fn a_row_read_before_a_fenced_commit_is_nowhere_after_it() {
+        for other in [Other::Hold, Other::Invalidate, Other::Set] {
+            holds(&format!("write fence beside {other:?}"), Fence { other, without: COMPLETE });
+        }
+        holds("write fence without Redis", Embedded { without: COMPLETE });
+    }
+
+    #[test]
+    fn the_write_fence_cannot_do_without_its_clauses() {
+        for (other, without) in [
+            (Other::Invalidate, &[Clause::HoldPutsUpFence][..]),
+            (Other::Invalidate, &[Clause::LeaseHonoursFence]),
+            (Other::Set, &[Clause::SetHonoursFence]),
+            (Other::Invalidate, &[Clause::InvalidateKeepsFence]),
+            (Other::Hold, &[Clause::HoldNeverShortens]),
+            (Other::Invalidate, &[Clause::FillComparesToken]),
+            (Other::Invalidate, &[Clause::ReleaseComparesToken]),
+            (Other::Invalidate, &[Clause::FencedKeepsNothing]),
+            (Other::Invalidate, &[Clause::OwnFencesAreKnown]),
+        ] {
+            breaks(&without, Fence { other, without: Without(without) });
+        }
+        for without in [
+            &[Clause::FenceAfterWatch][..],
+            &[Clause::FenceBeforeBump],
+            &[Clause::HoldBumpsAlways],
+            &[Clause::HoldNeverShortens],
+        ] {
+            breaks(&format!("{without:?}, without Redis"), Embedded { without: Without(without) });
+        }
+    }
+}
+
+mod many_keys {
+    use super::{
+        scopes::{
+            Covers::{self, Key, Scope, Tag},
+            Reader, Scopes,
+        },
+        server::{SCOPE, TAG},
+        *,
+    };
+
+    /// The same key with a tag and without, and another key with it.
+    const TAGGED: Reader = (0, SCOPE | TAG);
+    const PLAIN: Reader = (0, SCOPE);
+    const OTHER: Reader = (1, SCOPE | TAG);
+
+    const BOTH_KEYS: &[Reader] = &[TAGGED, OTHER];
+    const BOTH_WAYS: &[Reader] = &[TAGGED, PLAIN];
+    const TWICE: &[Reader] = &[TAGGED, TAGGED];
+
+    const WRITES: [[Covers; 2]; 4] = [[Scope, Key(0)], [Tag, Key(0)], [Key(1), Scope], [Tag, Scope]];
+
+    #[test]
+    fn several_keys_under_one_generation_and_tags_are_safe() {
+        for writes in WRITES {
+            for (name, readers) in [("both keys", BOTH_KEYS), ("with a tag and without", BOTH_WAYS), ("twice", TWICE)] {
+                holds(&format!("{writes:?}, {name}"), Scopes { writes, readers, without: COMPLETE });
+            }
+        }
+    }
+
+    #[test]
+    fn no_generation_can_be_left_out() {
+        for (without, writes, readers) in [
+            (&[Clause::FillComparesScope][..], [Scope, Key(0)], BOTH_KEYS),
+            (&[Clause::FillComparesTags], [Tag, Key(0)], BOTH_KEYS),
+            (&[Clause::HitComparesScope], [Scope, Key(0)], BOTH_KEYS),
+            (&[Clause::HitComparesTags], [Tag, Key(0)], BOTH_KEYS),
+            (&[Clause::HitComparesCount], [Tag, Key(0)], BOTH_WAYS),
+            (&[Clause::RandomIds], [Scope, Key(0)], BOTH_KEYS),
+            (&[Clause::JoinCoversTags], [Tag, Key(0)], BOTH_WAYS),
+            (&[Clause::NearHitCoversTags], [Tag, Key(0)], BOTH_WAYS),
+        ] {
+            breaks(&without, Scopes { writes, readers, without: Without(without) });
+        }
+    }
+}
+
+mod other_writers {
+    use super::{
+        writers::{
+            Actor::{self, Invalidates, Reads, Refreshes, Sets, Touches},
+            TouchAlone, Writers,
+        },
+        *,
+    };
+
+    fn explore(actors: &'static [Actor]) {
+        holds(&format!("{actors:?}"), Writers { actors, without: COMPLETE });
+    }
+
+    #[test]
+    fn refresh_set_and_touch_undo_nothing() {
+        explore(&[Refreshes, Invalidates, Reads]);
+        explore(&[Refreshes, Refreshes, Invalidates]);
+        explore(&[Sets, Invalidates, Reads]);
+        explore(&[Sets, Refreshes, Reads]);
+        explore(&[Touches, Invalidates, Reads, Reads]);
+        explore(&[Touches, Sets, Invalidates, Reads]);
+        for of_scope in [false, true] {
+            holds(&format!("TOUCH without Redis, scope {of_scope}"), TouchAlone { of_scope, without: COMPLETE });
+        }
+    }
+
+    #[test]
+    fn none_of_them_can_do_without_its_clauses() {
+        for (without, actors) in [
+            (&[Clause::RefreshFills][..], &[Refreshes, Invalidates][..]),
+            (&[Clause::RefreshInvalidates], &[Reads, Refreshes]),
+            (&[Clause::SetHasDeadline], &[Sets, Invalidates]),
+            (&[Clause::TouchInPlace], &[Touches, Invalidates, Reads]),
+        ] {
+            breaks(&without, Writers { actors, without: Without(without) });
+        }
+        for (without, of_scope) in [
+            (&[Clause::TouchLocks][..], false),
+            (&[Clause::TouchOnlyReplaces], false),
+            (&[Clause::TouchKeepsWatch], true),
+        ] {
+            breaks(&format!("{without:?}, without Redis"), TouchAlone { of_scope, without: Without(without) });
+        }
+    }
+}
+
+mod batches {
+    use super::{batch::Batches, *};
+
+    #[test]
+    fn batches_in_opposite_order_neither_wait_for_each_other_nor_get_anything_stale() {
+        for one_process in [true, false] {
+            holds(&format!("two batches, in one process {one_process}"), Batches { one_process, without: COMPLETE });
+        }
+    }
+
+    #[test]
+    fn batches_cannot_do_without_their_clauses() {
+        for (without, one_process) in [
+            (&[Clause::BatchFetchesFirst][..], true),
+            (&[Clause::BatchWaitsForNoLease], false),
+            (&[Clause::FetchAfterLeases], false),
+            (&[Clause::Releases], false),
+        ] {
+            breaks(&without, Batches { one_process, without: Without(without) });
+        }
+    }
+}
+
+mod liveness {
+    use super::{
+        ends::{ALL_FAULTS, Ends, Fault},
+        *,
+    };
+
+    const TWO_PROCESSES: &[u8] = &[0, 0, 1];
+    const ONE_PROCESS: &[u8] = &[0, 0, 0];
+    const FOUR_CALLS: &[u8] = &[0; 4];
+
+    /// Each is backed up by another timer; two of them together are needed, as asserted below.
+    const HOUSEKEEPING: [Clause; 4] = [
+        // Who waits for a lease that never ends gives up after a lease period.
+        Clause::LeasesExpire,
+        // A lease that nobody renews ends. What this one is for is a fetch that takes longer than callers may wait.
+        Clause::LeadersHavePatience,
+        // Who follows a leader that hangs waits for `max_fetch` at most.
+        Clause::Deposes,
+        Clause::FollowersHavePatience,
+    ];
+
+    #[test]
+    fn every_call_ends_whatever_fails() {
+        for (processes, faults) in [(TWO_PROCESSES, 1), (ONE_PROCESS, 1), (&[0, 0], 3), (&[0, 1], 3)] {
+            let name = format!("every fault, {faults} at most, in {processes:?}");
+            holds(&name, Ends { processes, kinds: &ALL_FAULTS, faults, without: COMPLETE });
+        }
+    }
+
+    #[test]
+    fn no_call_would_end_without_these_clauses() {
+        let all = &ALL_FAULTS[..];
+        for (without, processes, kinds, faults) in [
+            (&[Clause::FillComparesToken][..], &[0, 1][..], all, 1),
+            (&[Clause::FillDropsLease], &[0, 1], all, 1),
+            (&[Clause::RenewOnlyExtends], &[0, 1], all, 0),
+            (&[Clause::DropHandsOver], &[0, 0], all, 1),
+            (&[Clause::Releases], &[0, 1], all, 1),
+            (&[Clause::HandOutLaw], &[0, 0], all, 0),
+            (&[Clause::TwoRounds], FOUR_CALLS, &[Fault::Fails], 2),
+            (&[Clause::LeasesExpire, Clause::LeadersHavePatience], &[0, 1], all, 1),
+            (&[Clause::Deposes, Clause::FollowersHavePatience], &[0, 0], all, 1),
+        ] {
+            assert!(without.len() > 1 || !HOUSEKEEPING.contains(&without[0]));
+            breaks(&without, Ends { processes, kinds, faults, without: Without(without) });
+        }
+    }
+
+    #[test]
+    fn what_is_called_housekeeping_in_waiting_is() {
+        for without in [&[HOUSEKEEPING[0]], &[HOUSEKEEPING[1]], &[HOUSEKEEPING[2]], &[HOUSEKEEPING[3]]] {
+            for processes in [&[0, 0][..], &[0, 1]] {
+                let story = Ends { processes, kinds: &ALL_FAULTS, faults: 2, without: Without(without) };
+                stays_whole(&without, story);
+            }
         }
     }
 }
