@@ -101,6 +101,21 @@ macro_rules! atomics {
 
 atomics! {
     AtomicBool(bool): swap;
-    AtomicU64(u64): fetch_add fetch_max;
+    AtomicU64(u64): fetch_add fetch_sub fetch_max;
     AtomicUsize(usize): fetch_add fetch_sub fetch_max;
+}
+
+impl AtomicUsize {
+    pub(crate) fn compare_exchange(
+        &self,
+        current: usize,
+        new: usize,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<usize, usize> {
+        point(success);
+        let outcome = self.0.compare_exchange(current, new, success, failure);
+        point(success);
+        outcome
+    }
 }

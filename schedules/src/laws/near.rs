@@ -24,7 +24,11 @@ struct World {
 
 impl World {
     fn new() -> Arc<Self> {
-        Arc::new(Self { near: Near::new(1 << 16, 1 << 10, 1 << 10), row: Row::default(), invalidated: Row::default() })
+        Arc::new(Self {
+            near: Near::new(1 << 16, 1 << 10, 100, 1 << 10),
+            row: Row::default(),
+            invalidated: Row::default(),
+        })
     }
 
     fn insert(&self, row: u64, watch: Watch) {
@@ -36,13 +40,12 @@ impl World {
             sure_until: Instant::MAX,
             negative: false,
             slot: Registry::default().slot("report"),
-            weight: 0,
         };
-        self.near.insert(KEY, entry, 8);
+        self.near.insert("tenant", KEY, entry, 8);
     }
 
     fn get(&self) -> Option<u64> {
-        let (value, _) = self.near.get::<u64>(KEY, &Origin::none(), Clock.now())?;
+        let (value, _) = self.near.get::<u64>(KEY, &[], &Origin::none(), Clock.now())?;
         Some(*value.unwrap())
     }
 
@@ -54,7 +57,7 @@ impl World {
     }
 
     fn touch(&self) {
-        self.near.touch(KEY, &Origin::none(), Clock.now(), Clock.now().saturating_add(Duration::from_secs(600)));
+        self.near.touch(KEY, &[], &Origin::none(), Clock.now(), Clock.now().saturating_add(Duration::from_secs(600)));
     }
 }
 

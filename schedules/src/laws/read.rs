@@ -58,6 +58,7 @@ impl World {
             profile: REPORT,
             version: 0,
             codec: None,
+            strict: false,
         }
     }
 
@@ -85,7 +86,7 @@ impl World {
         let row = if choose(4) == 0 {
             let key = REPORTS.key("x");
             let fetch = async |_| Ok::<_, ()>(self.fetch(fails).await?.map(|row| (key.clone(), row)));
-            let result = read_through_many(&[target], &[key.clone()], fetch).await;
+            let result = read_through_many(&[target], std::slice::from_ref(&key), fetch).await;
             result.ok()?.remove(0)
         } else {
             let share = either().then(Share::new);
@@ -102,7 +103,7 @@ impl World {
         pauses(choose(2)).await;
         let (target, state, scope) = (self.target(), &self.state, &self.scope);
         match choose(if may_set { 7 } else { 4 }) {
-            0 => assert!(invalidate::keys(state, &[target.key.clone()]).await.is_applied()),
+            0 => assert!(invalidate::keys(state, std::slice::from_ref(&target.key)).await.is_applied()),
             1 => assert!(invalidate::keyspace(state, scope, REPORT.name()).await.is_applied()),
             2 => assert!(invalidate::scope(state, scope).await.is_applied()),
             3 => {
