@@ -241,7 +241,7 @@ fn histories(near: bool, seeds: &[u64], troubles: fn(&mut Fleet)) -> Duration {
         });
         println!("CACHE_SEED={seed} CACHE_OPS={ops}, near tier: {near}: {}", figures(&report));
         // A history in which nothing is cached or invalidated would prove nothing.
-        assert!(report.cached > report.reads / 5 && report.applied > report.pending, "{report:?}");
+        assert!(report.cached > report.reads / 5 && report.applied > ops / 24, "{report:?}");
         latest_stale = latest_stale.max(Duration::from_nanos(report.latest_stale_ns));
     }
     latest_stale

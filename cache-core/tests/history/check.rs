@@ -259,7 +259,7 @@ mod tests {
         let unknown = Event::Unknown { entry: 0, version: 2, span: span(25, 29) };
         let late = |begun| {
             let after = [committed(3, 50, 60), invalidated(begun, begun + 10), read(1, 2, begun + 11, begun + 12)];
-            holds(&[&[unknown.clone()], &after[..]].concat(), 0)
+            holds(&[std::slice::from_ref(&unknown), &after].concat(), 0)
         };
         assert!(late(70));
         assert!(late(25 + UNKNOWN_NS));

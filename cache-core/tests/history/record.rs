@@ -11,7 +11,7 @@ pub(crate) const PROFILES: [&str; 2] = ["row", "item"];
 
 /// The profile of an entry, and its identifier there.
 pub(crate) fn name(entry: usize) -> (&'static str, String) {
-    (PROFILES[entry % 2], format!("{}-{entry}", if entry % 3 == 0 { "x" } else { "y" }))
+    (PROFILES[entry % 2], format!("{}-{entry}", if entry.is_multiple_of(3) { "x" } else { "y" }))
 }
 
 /// Nanoseconds on the clock that all processes of a machine have in common.
