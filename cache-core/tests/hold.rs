@@ -10,15 +10,20 @@ use std::{
     time::Duration,
 };
 
-use cache_core::{Cache, Key, Keyspace, Scoped, profiles::WORKFLOW_DEF};
+use cache_core::{Builder, Cache, Key, Keyspace, Scoped, profiles::WORKFLOW_DEF};
 use support::{Fault, Proxy, Server};
 
 const WORKFLOWS: Keyspace<u64> = WORKFLOW_DEF.of();
 const HOLD: Duration = Duration::from_millis(400);
 
+/// With time enough for a machine that is busy: what is tested is not how fast it answers.
+fn builder(url: &str) -> Builder {
+    Cache::builder().url(url).op_timeout(Duration::from_secs(20))
+}
+
 async fn scopes(server: &Server) -> [Scoped; 3] {
-    let near = Cache::connect(&server.url()).await.unwrap();
-    let strict = Cache::builder().url(&server.url()).near_bytes(0).connect().await.unwrap();
+    let near = builder(&server.url()).connect().await.unwrap();
+    let strict = builder(&server.url()).near_bytes(0).connect().await.unwrap();
     [Cache::in_memory(), near, strict].map(|cache| cache.tenant("acme").unwrap())
 }
 
@@ -110,7 +115,7 @@ async fn a_fetch_under_way_when_the_fence_goes_up_is_not_stored() {
 async fn a_fence_of_this_process_counts_while_redis_cannot_be_asked() {
     let (server, row) = (Server::start(), AtomicU64::new(1));
     let proxy = Proxy::start(&server);
-    let scoped = Cache::connect(proxy.url()).await.unwrap().tenant("acme").unwrap();
+    let scoped = builder(proxy.url()).connect().await.unwrap().tenant("acme").unwrap();
     let key = WORKFLOWS.key("abc");
     let read = async || *scoped.get_or_fetch(&key, || async { row.load(Ordering::SeqCst) }).await;
     assert_eq!(read().await, 1);
@@ -128,7 +133,7 @@ async fn a_fence_of_this_process_counts_while_redis_cannot_be_asked() {
 async fn a_batch_that_overlaps_a_hold_keeps_nothing_under_its_fence() {
     let (server, row) = (Server::start(), Arc::new(AtomicU64::new(1)));
     let proxy = Proxy::start(&server);
-    let cache = Cache::builder().url(proxy.url()).op_timeout(Duration::from_secs(20)).connect().await.unwrap();
+    let cache = builder(proxy.url()).connect().await.unwrap();
     let scoped = cache.tenant("acme").unwrap();
     let keys = [WORKFLOWS.key("held"), WORKFLOWS.key("other")];
     let (returns, returned) = tokio::sync::watch::channel(false);
