@@ -81,6 +81,8 @@ struct Entry {
     /// Which record this is: an acknowledgement of an earlier one says nothing about it.
     number: u64,
     acknowledged: Option<Instant>,
+    /// Whether a reconnect took its acknowledgement back.
+    doubted: bool,
 }
 
 /// A recorded invalidation, to be acknowledged.
@@ -101,7 +103,9 @@ impl Journal {
         let mut entries = self.entries.lock();
         entries.next += 1;
         let number = entries.next;
-        let replaced = entries.by_coverage.insert(coverage.clone(), Entry { number, acknowledged: None });
+        let doubted = entries.by_coverage.get(&coverage).is_some_and(|entry| entry.doubted);
+        let entry = Entry { number, acknowledged: None, doubted };
+        let replaced = entries.by_coverage.insert(coverage.clone(), entry);
         if replaced.is_none_or(|entry| entry.acknowledged.is_some()) {
             self.unacknowledged.fetch_add(1, Ordering::SeqCst);
         }
@@ -119,7 +123,7 @@ impl Journal {
             && entry.number == record.number
             && entry.acknowledged.is_none()
         {
-            entry.acknowledged = Some(self.clock.now());
+            (entry.acknowledged, entry.doubted) = (Some(self.clock.now()), false);
             self.unacknowledged.fetch_sub(1, Ordering::SeqCst);
         }
     }
@@ -128,6 +132,13 @@ impl Journal {
     #[inline]
     pub(crate) fn must_miss(&self, key: &FullKey) -> bool {
         self.has_pending() && self.covers(key)
+    }
+
+    /// Whether the server may have come back with what an invalidation of `key` had removed. Unlike
+    /// [`must_miss`](Self::must_miss) this says nothing of invalidations under way: an answer may be older than those.
+    #[inline]
+    pub(crate) fn doubts(&self, key: &FullKey) -> bool {
+        self.has_pending() && self.covers_doubted(key)
     }
 
     /// Whether any invalidation waits for its acknowledgement.
@@ -139,6 +150,12 @@ impl Journal {
     fn covers(&self, key: &FullKey) -> bool {
         let entries = self.entries.lock();
         entries.by_coverage.iter().any(|(coverage, entry)| entry.acknowledged.is_none() && coverage.covers(key))
+    }
+
+    #[cold]
+    fn covers_doubted(&self, key: &FullKey) -> bool {
+        let entries = self.entries.lock();
+        entries.by_coverage.iter().any(|(coverage, entry)| entry.doubted && coverage.covers(key))
     }
 
     /// What waits for its acknowledgement, oldest first.
@@ -158,7 +175,7 @@ impl Journal {
         entries.forget_old(now);
         let Entries { by_coverage, next } = &mut *entries;
         for entry in by_coverage.values_mut() {
-            entry.acknowledged = None;
+            (entry.acknowledged, entry.doubted) = (None, true);
             // An answer of the old server that is still under way acknowledges nothing any more.
             *next += 1;
             entry.number = *next;
@@ -198,6 +215,7 @@ impl Entries {
                 // A number of its own: no acknowledgement under way speaks of the wider one.
                 self.next += 1;
                 entry.number = self.next;
+                entry.doubted |= self.by_coverage.get(&wide).is_some_and(|entry| entry.doubted);
                 self.by_coverage.insert(wide, entry);
             }
         }

@@ -361,7 +361,7 @@ pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Life>, Error> {
         Some(remote) => {
             let life = remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await?;
             // As in `Target::accept`: the connection may be one to a server that came back with what it had removed.
-            Ok(life.filter(|_| !target.must_miss()))
+            Ok(life.filter(|_| !state.journal.doubts(&target.key)))
         }
         None => {
             let now = state.clock.now();

@@ -181,9 +181,9 @@ impl Target<'_> {
     pub(crate) fn accept<T: CacheValue>(&self, read: &Read, asked_at: Instant, watch: Watch, slot: Slot) -> Verdict<T> {
         let counters = self.state.stats.counters(slot);
         let Some(bytes) = &read.value else { return Verdict::Miss { seen: None } };
-        // Once more, as a connection made for this very command puts acknowledged invalidations in doubt: the server
-        // may have come back with what it had removed.
-        if self.must_miss() {
+        // A connection made for this very command puts acknowledged invalidations in doubt, after the caller has
+        // looked into the journal: the server may have come back with what it had removed.
+        if self.state.journal.doubts(&self.key) {
             return Verdict::Miss { seen: None };
         }
         let identity = envelope::identity::<T>(self.key.as_str(), self.binding.origin.seed());
