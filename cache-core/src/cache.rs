@@ -62,7 +62,9 @@ impl Cache {
     pub async fn health(&self) -> Health {
         let Some(remote) = &self.state.remote else { return Health::default() };
         match remote.info().await {
-            Ok((info, latency)) => Health::connected(&info, latency),
+            Ok((info, latency)) => {
+                Health { scripts_forbidden: remote.scripts_forbidden(), ..Health::connected(&info, latency) }
+            }
             Err(error) => Health { status: Status::Degraded, error: Some(error), ..Health::default() },
         }
     }
@@ -114,6 +116,9 @@ pub struct Health {
     pub connected_clients: Option<u64>,
     /// How long the server has been running.
     pub uptime: Option<Duration>,
+    /// Whether the server refuses to run scripts. Everything works all the same; what writes takes two round trips
+    /// or more.
+    pub scripts_forbidden: bool,
     /// Why Redis did not answer or cannot be used, and what to do.
     pub error: Option<Error>,
 }
@@ -155,6 +160,7 @@ impl Health {
             connected_clients: number("connected_clients"),
             uptime: number("uptime_in_seconds").map(Duration::from_secs),
             error: unusable.map(|(kind, message)| Error::new(kind, message)),
+            scripts_forbidden: false,
         }
     }
 }

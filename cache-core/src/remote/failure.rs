@@ -79,6 +79,17 @@ fn server_error(error: &RedisError, code: &str) -> Error {
     Error::new(ErrorKind::Server, format!("Redis answered an error: {code} {words}"))
 }
 
+/// Whether an error, by its code and words, says that the server runs no scripts for us: the command was taken away
+/// from this user or from everybody. A user who may run scripts but not touch a key gets other words.
+pub(crate) fn forbids_scripts(code: &str, detail: Option<&str>) -> bool {
+    let words = detail.unwrap_or_default().to_ascii_lowercase();
+    let names_it = || ["'eval'", "'evalsha'", "`eval`", "`evalsha`"].iter().any(|name| words.contains(name));
+    match code {
+        "NOPERM" => words.contains("permission") && names_it(),
+        _ => words.starts_with("unknown command") && names_it(),
+    }
+}
+
 /// Whether the error says that this connection, and so its pool, is of no more use.
 pub(crate) fn breaks_connection(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::ReadOnly | ErrorKind::Loading)

@@ -8,6 +8,7 @@ mod pool;
 mod scan;
 mod scripts;
 mod topology;
+mod transactions;
 
 use std::{future::Future, time::Duration};
 
@@ -20,6 +21,7 @@ use self::{
     breaker::{Admission, Breaker},
     pool::{Connection, Pool},
     scripts::{Lua, Scripts},
+    transactions::Call,
 };
 pub(crate) use self::{
     link::Link,
@@ -219,7 +221,7 @@ impl Remote {
         let (reply, connection) =
             self.script(budget, lease.connection.clone(), &self.scripts.lease, &lease.keys(), &args).await?;
         // Another one where the first was lost.
-        lease.connection = Some(connection);
+        lease.connection = connection;
         parse_leased(reply).ok_or_else(unexpected)
     }
 
@@ -341,38 +343,15 @@ impl Remote {
         keys: &[FullKey],
         hold: Duration,
     ) -> Result<(), Error> {
-        let hold = millis(hold).to_string();
-        if let [key] = keys {
-            let notice = Notice::Key(key.as_str()).to_bytes();
-            let lease = key.lease();
-            let args: [&[u8]; 3] = [self.channel.as_bytes(), &notice, hold.as_bytes()];
-            self.script(budget, None, &self.scripts.invalidate, &[key.as_str(), &lease], &args).await?;
-            return Ok(());
-        }
-        let number = rand::random();
-        let call = |by_source: bool| {
-            let mut pipeline = Pipeline::new();
-            for (at, key) in keys.iter().enumerate() {
-                let notice = Notice::Key(key.as_str()).to_bytes();
-                let lease = key.lease();
-                let (keys, args): ([&str; 2], [&[u8]; 3]) =
-                    ([key.as_str(), &lease], [self.channel.as_bytes(), &notice, hold.as_bytes()]);
-                let lua = &self.scripts.invalidate;
-                // The first teaches the server the script.
-                let command = if by_source && at == 0 {
-                    lua.by_source(&keys, &args, &number)
-                } else {
-                    lua.by_hash(&keys, &args, &number)
-                };
-                pipeline.add_command(command);
-            }
-            pipeline
-        };
-        let ours = |replies: &[Value]| replies.iter().all(|reply| scripts::answers(reply, &number));
-        match self.pipeline(budget, &call(false), ours).await {
-            Err(error) if is_noscript(&error) => self.pipeline(budget, &call(true), ours).await.map(drop),
-            other => other.map(drop),
-        }
+        let (channel, hold) = (self.channel.as_bytes(), millis(hold).to_string());
+        let parts: Vec<_> =
+            keys.iter().map(|key| (key.as_str(), key.lease(), Notice::Key(key.as_str()).to_bytes())).collect();
+        let parts: Vec<([&str; 2], [&[u8]; 3])> = parts
+            .iter()
+            .map(|(key, lease, notice)| ([*key, &**lease], [channel, &**notice, hold.as_bytes()]))
+            .collect();
+        let calls: Vec<_> = parts.iter().map(|(keys, args)| Call { keys, args }).collect();
+        self.script_for_each(budget, &self.scripts.invalidate, &calls).await
     }
 
     /// INVALIDATE tenant, keyspace or tag: its generation is unlinked, whatever it holds.
@@ -412,7 +391,11 @@ impl Remote {
 
     /// Whether the server answers within `timeout` and takes writes, whatever the breaker says.
     pub(crate) async fn ping(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
-        Budget::new(timeout).limit(self.attempt(None, &pool::write_nothing(&self.channel), is_int)).await.map(drop)
+        let answers = async {
+            self.attempt(None, &pool::write_nothing(&self.channel), is_int).await?;
+            if self.scripts.are_forbidden() { self.pool.prepare_exclusive().await } else { Ok(()) }
+        };
+        Budget::new(timeout).limit(answers).await
     }
 
     /// The server's INFO, and how long it took to get it.
@@ -429,7 +412,13 @@ impl Remote {
         Ok((text, begun.elapsed()))
     }
 
-    /// Calls a script by its hash, and by its source where the server does not know it.
+    /// Whether the server refuses to run scripts, so that every step is a transaction.
+    pub(crate) fn scripts_forbidden(&self) -> bool {
+        self.scripts.are_forbidden()
+    }
+
+    /// Calls a script by its hash, and by its source where the server does not know it. Where scripts are forbidden
+    /// the same step is a transaction.
     async fn script(
         self: &Arc<Self>,
         budget: &mut Budget,
@@ -437,17 +426,82 @@ impl Remote {
         lua: &Lua,
         keys: &[&str],
         args: &[&[u8]],
-    ) -> Result<(Value, Connection), Error> {
-        let number = rand::random();
-        let ours = |reply: &Value| scripts::answers(reply, &number);
-        let (reply, connection) = match self.command(budget, connection, &lua.by_hash(keys, args, &number), ours).await
-        {
-            Err(error) if is_noscript(&error) => {
-                self.command(budget, None, &lua.by_source(keys, args, &number), ours).await?
+    ) -> Result<(Value, Option<Connection>), Error> {
+        if !self.scripts.are_forbidden() {
+            let number = rand::random();
+            let ours = |reply: &Value| scripts::answers(reply, &number);
+            let mut called = self.command(budget, connection, &lua.by_hash(keys, args, &number), ours).await;
+            if called.as_ref().is_err_and(is_noscript) {
+                called = self.command(budget, None, &lua.by_source(keys, args, &number), ours).await;
             }
-            other => other?,
+            match called {
+                Err(error) if is_forbidden(&error) => self.scripts.forbid(),
+                other => {
+                    let (reply, connection) = other?;
+                    return Ok((scripts::returned(reply).ok_or_else(unexpected)?, Some(connection)));
+                }
+            }
+        }
+        let mut replies = self.transaction(budget, lua, &[Call { keys, args }]).await?;
+        Ok((replies.pop().ok_or_else(unexpected)?, None))
+    }
+
+    /// The same script for several calls, in one round trip.
+    async fn script_for_each(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        lua: &Lua,
+        calls: &[Call<'_>],
+    ) -> Result<(), Error> {
+        if let [Call { keys, args }] = calls {
+            return self.script(budget, None, lua, keys, args).await.map(drop);
+        }
+        let number = rand::random();
+        let commands = |by_source: bool| {
+            let mut pipeline = Pipeline::new();
+            for (at, Call { keys, args }) in calls.iter().enumerate() {
+                // The first teaches the server the script.
+                let call = if by_source && at == 0 { Lua::by_source } else { Lua::by_hash };
+                pipeline.add_command(call(lua, keys, args, &number));
+            }
+            pipeline
         };
-        Ok((scripts::returned(reply).ok_or_else(unexpected)?, connection))
+        if !self.scripts.are_forbidden() {
+            let ours = |replies: &[Value]| replies.iter().all(|reply| scripts::answers(reply, &number));
+            let mut called = self.pipeline(budget, &commands(false), ours).await;
+            if called.as_ref().is_err_and(is_noscript) {
+                called = self.pipeline(budget, &commands(true), ours).await;
+            }
+            match called {
+                Err(error) if is_forbidden(&error) => self.scripts.forbid(),
+                other => return other.map(drop),
+            }
+        }
+        self.transaction(budget, lua, calls).await.map(drop)
+    }
+
+    /// A step as a transaction, on a connection of its own.
+    async fn transaction(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        lua: &Lua,
+        calls: &[Call<'_>],
+    ) -> Result<Vec<Value>, Error> {
+        let Some(first) = calls.first() else { return Ok(Vec::new()) };
+        let lane = lua.transaction.lane(first);
+        self.admitted(budget, async {
+            let mut last = None;
+            for _ in 0..2 {
+                let mut exclusive = self.pool.exclusive(lane).await?;
+                match transactions::settle(&mut exclusive.connection.handle, &lua.transaction, calls).await {
+                    Ok(Some(replies)) => return Ok(replies),
+                    Ok(None) => return Err(contended()),
+                    Err(error) => last = Some(self.failed(&exclusive.connection, &error)?),
+                }
+            }
+            Err(last.unwrap_or_else(unexpected))
+        })
+        .await
     }
 
     /// Sends the commands, and once more on a new connection where the first was lost or gives other replies than
@@ -472,7 +526,7 @@ impl Remote {
             let mut last = Error::new(ErrorKind::Unavailable, "");
             for _ in 0..2 {
                 let mut connection = self.pool.connection().await?;
-                match pipeline.query_async::<Vec<Value>>(&mut connection.handle).await {
+                match replies(&mut connection, pipeline).await {
                     Ok(replies) if answers(&replies) => return Ok((replies, connection)),
                     Ok(_) => last = self.found_out(&connection),
                     Err(error) => last = self.failed(&connection, &error)?,
@@ -588,6 +642,9 @@ impl Remote {
         if error.kind() == Kind::Server(ServerErrorKind::NoScript) {
             return Err(noscript());
         }
+        if failure::forbids_scripts(error.code().unwrap_or_default(), error.detail()) {
+            return Err(Error::new(ErrorKind::Permission, FORBIDDEN));
+        }
         let error = failure::classify(error);
         if failure::breaks_connection(&error) {
             self.pool.discard(connection);
@@ -636,6 +693,30 @@ const NOSCRIPT: &str = "Redis does not know the script";
 
 fn is_noscript(error: &Error) -> bool {
     error.kind() == ErrorKind::Server && error.to_string() == NOSCRIPT
+}
+
+const FORBIDDEN: &str = "Redis forbids scripts";
+
+fn is_forbidden(error: &Error) -> bool {
+    error.kind() == ErrorKind::Permission && error.to_string() == FORBIDDEN
+}
+
+fn contended() -> Error {
+    Error::new(ErrorKind::Server, "others keep changing what a transaction rests on; allow the Redis user scripts")
+}
+
+/// The replies to a pipeline, or the first error among them, in its own words.
+async fn replies(connection: &mut Connection, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
+    if pipeline.is_transaction() {
+        return pipeline.query_async(&mut connection.handle).await;
+    }
+    let replies = connection.handle.send_packed_commands(pipeline, 0, pipeline.len()).await?;
+    let refused =
+        replies.iter().find_map(|reply| if let Value::ServerError(error) = reply { Some(error) } else { None });
+    match refused {
+        Some(error) => Err(error.clone().into()),
+        None => Ok(replies),
+    }
 }
 
 /// Generations and fences live twice as long as the entries that depend on them.

@@ -4,11 +4,14 @@
 //! broken. So nothing is tested at check-out, and when a connection fails the whole pool is replaced: the server
 //! was restarted, demoted or cut off, and the other connections are no better. So all connections of a generation lead
 //! to one server, and it ends as soon as the Sentinels name another one.
+//!
+//! Where scripts are forbidden, steps run as transactions on connections of their own ([`Pool::exclusive`]): what one
+//! call watches, another's EXEC would end.
 
 use std::time::Duration;
 
 use bb8_redis::{
-    bb8::{self, ManageConnection, QueueStrategy, RunError},
+    bb8::{self, ManageConnection, PooledConnection, QueueStrategy, RunError},
     redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection, cmd},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -20,6 +23,7 @@ use super::{
 };
 use crate::{
     clock::ServerClock,
+    codec::envelope::Fnv,
     error::{Error, ErrorKind},
     options::PoolOptions,
     sync::{Arc, AtomicBool, AtomicU64, Mutex, OnceLock, Ordering},
@@ -30,6 +34,8 @@ const IN_USE: Duration = Duration::from_secs(1);
 /// How long a first connection may take before it is given up for a new attempt, to begin with. It takes several trips,
 /// and so may take longer than a call has time for.
 const FIRST_PATIENCE: Duration = Duration::from_millis(500);
+/// Most connections for transactions. Made when they are needed.
+const LANES: usize = 4;
 
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -68,6 +74,8 @@ struct Generation {
     pool: bb8::Pool<Manager>,
     begun: std::time::Instant,
     tenure: Arc<Tenure>,
+    /// Pools of one connection each, which one call has at a time.
+    lanes: Arc<OnceLock<[bb8::Pool<Manager>; LANES]>>,
     /// The connection in use, and since when. bb8 is asked again after a while, so that its lifetimes hold.
     in_use: Option<(MultiplexedConnection, std::time::Instant)>,
 }
@@ -103,6 +111,13 @@ impl std::fmt::Debug for Tenure {
 pub(crate) struct Connection {
     pub(crate) handle: MultiplexedConnection,
     generation: u64,
+}
+
+/// A connection that nobody else uses until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Exclusive {
+    pub(crate) connection: Connection,
+    _guard: PooledConnection<'static, Manager>,
 }
 
 impl Pool {
@@ -144,26 +159,53 @@ impl Pool {
         {
             return Ok(Connection { handle: handle.clone(), generation: generation.number });
         }
+        // The guard is dropped at once: a multiplexed connection carries any number of calls.
+        let handle = self.check_out(&generation.pool).await?.clone();
+        let mut current = self.current.lock();
+        if let Some(current) = current.as_mut().filter(|current| current.number == generation.number) {
+            if current.in_use.is_none() {
+                let usual = (current.begun.elapsed() * 2).max(FIRST_PATIENCE);
+                *self.patience.lock() = usual.min(self.options.connect_timeout);
+            }
+            current.in_use = Some((handle.clone(), std::time::Instant::now()));
+        }
+        Ok(Connection { handle, generation: generation.number })
+    }
+
+    /// The connection for transactions about `name`, once those before this one are done with it. Always the same one
+    /// while it lasts: what was sent first is executed first, also when its call was dropped meanwhile.
+    pub(crate) async fn exclusive(&self, name: &str) -> Result<Exclusive, Error> {
+        let generation = self.generation()?;
+        let lanes = self.lanes(&generation);
+        let lane = Fnv::new().update(name.as_bytes()).0 % LANES as u64;
+        let guard = self.check_out(&lanes[lane as usize]).await?;
+        let connection = Connection { handle: guard.clone(), generation: generation.number };
+        Ok(Exclusive { connection, _guard: guard })
+    }
+
+    /// Makes the connections for transactions, so that no call has to wait for one.
+    pub(crate) async fn prepare_exclusive(&self) -> Result<(), Error> {
+        let generation = self.generation()?;
+        for lane in self.lanes(&generation) {
+            self.check_out(lane).await?;
+        }
+        Ok(())
+    }
+
+    fn lanes<'a>(&self, generation: &'a Generation) -> &'a [bb8::Pool<Manager>; LANES] {
+        // All of them connect as soon as one is needed.
+        generation.lanes.get_or_init(|| std::array::from_fn(|_| self.build(generation.tenure.clone(), 1, 1)))
+    }
+
+    async fn check_out(&self, pool: &bb8::Pool<Manager>) -> Result<PooledConnection<'static, Manager>, Error> {
         let trouble = self.manager.trouble.clone();
         let failed = trouble.failed.notified();
         tokio::pin!(failed);
         failed.as_mut().enable();
         tokio::select! {
             biased;
-            guard = generation.pool.get() => match guard {
-                // The guard is dropped at once: a multiplexed connection carries any number of calls.
-                Ok(guard) => {
-                    let handle = guard.clone();
-                    let mut current = self.current.lock();
-                    if let Some(current) = current.as_mut().filter(|current| current.number == generation.number) {
-                        if current.in_use.is_none() {
-                            let usual = (current.begun.elapsed() * 2).max(FIRST_PATIENCE);
-                            *self.patience.lock() = usual.min(self.options.connect_timeout);
-                        }
-                        current.in_use = Some((handle.clone(), std::time::Instant::now()));
-                    }
-                    Ok(Connection { handle, generation: generation.number })
-                }
+            guard = pool.get_owned() => match guard {
+                Ok(guard) => Ok(guard),
                 Err(RunError::User(error)) => Err(error),
                 Err(RunError::TimedOut) => Err(trouble.last()),
             },
@@ -239,10 +281,11 @@ impl Pool {
             return Err(Error::new(ErrorKind::Unavailable, message));
         };
         let tenure = Arc::new(Tenure::default());
-        let pool = self.build(tenure.clone());
+        let pool = self.build(tenure.clone(), self.options.size, self.options.min_idle);
         runtime.spawn(attend(Anchor(tenure.clone()), self.manager.topology.clone(), self.on_reconnect.clone()));
         let number = self.generations.fetch_add(1, Ordering::Relaxed);
-        let generation = Generation { number, pool, begun: std::time::Instant::now(), tenure, in_use: None };
+        let begun = std::time::Instant::now();
+        let generation = Generation { number, pool, begun, tenure, lanes: Arc::default(), in_use: None };
         *current = Some(generation.clone());
         drop(current);
         if number > 0
@@ -253,8 +296,8 @@ impl Pool {
         Ok(generation)
     }
 
-    fn build(&self, tenure: Arc<Tenure>) -> bb8::Pool<Manager> {
-        let PoolOptions { size, min_idle, max_lifetime, idle_timeout, connect_timeout: _, wait_timeout } = self.options;
+    fn build(&self, tenure: Arc<Tenure>, size: u32, min_idle: u32) -> bb8::Pool<Manager> {
+        let PoolOptions { max_lifetime, idle_timeout, wait_timeout, .. } = self.options;
         bb8::Pool::builder()
             .max_size(size)
             .min_idle(min_idle.min(size))
@@ -366,19 +409,28 @@ impl Manager {
         }
     }
 
-    /// Asks the server's time, leaves the scripts with it and sees whether it is a primary, in one trip. A server that
-    /// forbids SCRIPT LOAD is noticed when a script is run.
+    /// Asks the server's time and whether it runs scripts, leaves ours with it and sees whether it is a primary, in one
+    /// trip.
     async fn prepare(&self, connection: &mut MultiplexedConnection) -> Result<bool, RedisError> {
         let mut pipeline = Pipeline::new();
         pipeline.add_command(cmd("TIME"));
         pipeline.add_command(cmd("ROLE"));
         pipeline.add_command(write_nothing(&self.channel));
+        pipeline.cmd("EVAL").arg("return 1").arg(0);
         self.scripts.load_all(&mut pipeline);
         let asked = std::time::Instant::now();
         let replies = connection.send_packed_commands(&pipeline, 0, pipeline.len()).await?;
-        let [time, role, write, ..] = &replies[..] else { return Ok(true) };
+        let [time, role, write, script, ..] = &replies[..] else { return Ok(true) };
         if let Some(server_ms) = server_ms(time) {
             self.server_clock.learn(server_ms, asked.elapsed());
+        }
+        match script {
+            Value::Int(1) => self.scripts.allow(),
+            Value::ServerError(error) if failure::forbids_scripts(error.code(), error.details()) => {
+                self.scripts.forbid();
+            }
+            // Another error says nothing about scripts.
+            _ => {}
         }
         Ok(may_be_primary(role, write))
     }

@@ -2,8 +2,13 @@
 //!
 //! The protocol of Redis does not say which command a reply answers; only the order does. A reply that was doubled or
 //! lost on the way makes all later ones answer the wrong command, so each call bears a number that its reply repeats.
+//!
+//! A server may forbid scripts; [`transactions`] then stand in for them.
 
 use bb8_redis::redis::{Cmd, Pipeline, Script, Value, cmd};
+
+use super::transactions::{self, Transaction};
+use crate::sync::{AtomicBool, Ordering};
 
 /// All scripts, hashed once.
 #[derive(Debug)]
@@ -15,13 +20,16 @@ pub(crate) struct Scripts {
     pub(crate) set: Lua,
     pub(crate) touch: Lua,
     pub(crate) invalidate: Lua,
+    /// Found out with each new connection, and whenever a script is refused.
+    forbidden: AtomicBool,
 }
 
-/// One script and its hash.
+/// One script, its hash, and what is done in its place where scripts are forbidden.
 #[derive(Debug)]
 pub(crate) struct Lua {
     source: String,
     hash: String,
+    pub(super) transaction: Transaction,
 }
 
 /// What tells one call from all others under way on its connection.
@@ -29,9 +37,9 @@ pub(crate) type CallNumber = [u8; 8];
 
 impl Lua {
     /// The script under its name, with the number of the call, its last argument, in front of what it returns.
-    fn new(name: &str, steps: &str) -> Self {
+    fn new(name: &str, steps: &str, transaction: Transaction) -> Self {
         let source = format!("-- {name}\nlocal function step()\n{steps}end\nreturn {{ARGV[#ARGV], step()}}\n");
-        Self { hash: Script::new(&source).get_hash().to_owned(), source }
+        Self { hash: Script::new(&source).get_hash().to_owned(), source, transaction }
     }
 
     /// The call by hash, for a server that knows the script. The client library's own call takes three trips where
@@ -74,19 +82,39 @@ pub(crate) fn returned(reply: Value) -> Option<Value> {
 impl Scripts {
     pub(crate) fn new() -> Self {
         Self {
-            lease: Lua::new("LEASE", include_str!("lua/lease.lua")),
-            renew: Lua::new("RENEW", include_str!("lua/renew.lua")),
-            fill: Lua::new("FILL", include_str!("lua/fill.lua")),
-            release: Lua::new("RELEASE", include_str!("lua/release.lua")),
-            set: Lua::new("SET", include_str!("lua/set.lua")),
-            touch: Lua::new("TOUCH", include_str!("lua/touch.lua")),
-            invalidate: Lua::new("INVALIDATE", include_str!("lua/invalidate.lua")),
+            lease: Lua::new("LEASE", include_str!("lua/lease.lua"), transactions::LEASE),
+            renew: Lua::new("RENEW", include_str!("lua/renew.lua"), transactions::RENEW),
+            fill: Lua::new("FILL", include_str!("lua/fill.lua"), transactions::FILL),
+            release: Lua::new("RELEASE", include_str!("lua/release.lua"), transactions::RELEASE),
+            set: Lua::new("SET", include_str!("lua/set.lua"), transactions::SET),
+            touch: Lua::new("TOUCH", include_str!("lua/touch.lua"), transactions::TOUCH),
+            invalidate: Lua::new("INVALIDATE", include_str!("lua/invalidate.lua"), transactions::INVALIDATE),
+            forbidden: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn are_forbidden(&self) -> bool {
+        self.forbidden.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the server refused a script, and says so once.
+    pub(crate) fn forbid(&self) {
+        if !self.forbidden.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                target: "cache_core",
+                "Redis forbids scripts (EVAL, EVALSHA): each write takes two round trips or more; allow the user +@scripting"
+            );
+        }
+    }
+
+    /// Notes that the server runs scripts.
+    pub(crate) fn allow(&self) {
+        self.forbidden.store(false, Ordering::Relaxed);
     }
 
     /// Adds a SCRIPT LOAD for each script.
     pub(crate) fn load_all(&self, pipeline: &mut Pipeline) {
-        let Self { lease, renew, fill, release, set, touch, invalidate } = self;
+        let Self { lease, renew, fill, release, set, touch, invalidate, forbidden: _ } = self;
         for lua in [lease, renew, fill, release, set, touch, invalidate] {
             let mut load = cmd("SCRIPT");
             load.arg("LOAD").arg(&lua.source);

@@ -20,6 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running `redis-server` on a free loopback port, without persistence unless a test asks for a
 /// [snapshot](Self::snapshot). It is killed when the handle is dropped.
+/// Arguments of a server that knows no scripts.
+const NO_SCRIPTS: [&str; 9] =
+    ["--rename-command", "EVAL", "", "--rename-command", "EVALSHA", "", "--rename-command", "SCRIPT", ""];
+
+/// A running `redis-server` on a free loopback port, without persistence. It is killed when the handle is dropped.
 ///
 /// `redis-test` starts and kills the process. This adds what it leaves out: extra arguments, waiting until the server
 /// answers, and ending, restarting or stopping it in the middle of a test.
@@ -35,8 +40,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// In the test binary `without_scripts` it forbids scripts, also for the tests borrowed from other files.
     pub(crate) fn start() -> Self {
-        Self::with_args(&[])
+        let forbids = module_path!().starts_with("without_scripts");
+        Self::with_args(if forbids { &NO_SCRIPTS } else { &[] })
     }
 
     /// Starts a server with more arguments, each word its own: `&["--maxmemory", "10mb", "--requirepass", "secret"]`.
