@@ -106,8 +106,6 @@ guard "sweep of one pool" $src/remote/mod.rs 's/if self\.pool\.is_current\(conne
     sweep a_sweep_whose_pool_is_replaced_is_pending_and_begins_again
 guard "pass a wake-up on" $src/single_flight.rs 's/(pass it on\.\s+)state\.wake_one\(\);/$1/' \
     schedules nobody_is_handed_what_was_invalidated_before
-guard "verdict after everybody joined" $src/lead.rs \
-    's/if !call\.state\.near\.stripes\.unchanged\(&watch\)/if false/' schedules what_was_invalidated_is_never_read
 guard "second look of a new leader" $src/call.rs \
     's/(let Some\(value\) = self\.target\.lookup_near\(\))( else \{ return Ok\(leader\))/$1.filter(|_| false)$2/' \
     schedules a_cold_key_is_fetched_once

@@ -245,6 +245,7 @@ fn check(options: &Options, pool: &PoolOptions) -> Result<(), Error> {
         fetch_cap,
         near_bytes: _,
         near_share,
+        // No setting of the user.
         stripes: _,
         max_value,
         codec: _,
