@@ -4,6 +4,9 @@
 //!
 //! In a crate of its own, as a test of `cache-core` would take the unit tests of every included file along.
 
+// A lint of all targets would take them for tests of this crate.
+#![cfg(not(test))]
+
 // To the included files this crate is `rapidhash`, for the sake of `fast`.
 extern crate self as rapidhash;
 
