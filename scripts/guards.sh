@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 only=${1:-}
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target/guards}"
+# A directory of its own: cargo takes two copies of one package in one directory for the same.
+export CARGO_TARGET_DIR="$PWD/target/guards"
 unset REDIS_URL
 
 # Brings the copy to the state of the working tree.

@@ -71,8 +71,10 @@ async fn hold(weak: &Weak<State>) {
         let subscribed = remote.subscribe(&own).await;
         let ended = match subscribed {
             Ok(link) => {
-                // Whatever was invalidated while nobody listened is forgotten now.
+                // Whatever was invalidated while nobody listened is forgotten now, and a lease that ended meanwhile is
+                // not waited for.
                 state.near.stripes.bump_everything();
+                state.waiters.wake_all();
                 drop((state, remote));
                 listen(weak, &own, link).await
             }
@@ -139,8 +141,10 @@ async fn listen(weak: &Weak<State>, own: &str, mut link: Link) -> Error {
                 match remote.beat(own, sent.nonce).await {
                     Ok(true) => {}
                     Ok(false) => {
-                        // Flushed or evicted: what this server held is gone, and our copies with it.
+                        // Flushed or evicted: what this server held is gone, our copies with it, and leases that are
+                        // waited for.
                         state.near.stripes.bump_everything();
+                        state.waiters.wake_all();
                         if let Err(error) = remote.put_sentinel(own).await {
                             return error;
                         }

@@ -13,7 +13,7 @@ use crate::{
     journal::{Coverage, Record},
     key::{FullKey, Prefix, keyspace_generation, pattern, pattern::Glob, scope_generation, tag::tag_generation},
     notice::Notice,
-    remote::{Budget, Reconnect, Remote},
+    remote::{Budget, LATE, Reconnect, Remote},
     state::State,
     sync::{Arc, Ordering},
 };
@@ -124,10 +124,26 @@ async fn apply(state: &Arc<State>, coverages: Vec<Coverage>, hold: Duration) -> 
 }
 
 /// Invalidates as soon as Redis can be reached, without waiting for it.
-pub(crate) fn later(state: &Arc<State>, coverage: Coverage) {
+fn later(state: &Arc<State>, coverage: Coverage) {
     bump(state, &coverage);
     state.journal.record(coverage);
     replay(state);
+}
+
+/// Invalidates what a SET without an answer may have stored: now, and once more when the server takes it no more. In
+/// between it may still arrive, after somebody's later invalidation.
+pub(crate) fn after_set(state: &Arc<State>, key: &FullKey) {
+    let coverage = Coverage::Key(Box::new(key.clone()));
+    later(state, coverage.clone());
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        let (state, arrived) = (Arc::downgrade(state), state.options.op_timeout + 2 * LATE);
+        runtime.spawn(async move {
+            tokio::time::sleep(arrived).await;
+            if let Some(state) = state.upgrade() {
+                later(&state, coverage);
+            }
+        });
+    }
 }
 
 /// Sees to it that a task sends what the journal holds: for records made outside of a runtime, widened ones, and those

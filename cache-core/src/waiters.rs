@@ -38,6 +38,13 @@ impl Waiters {
             waiting.notify.notify_waiters();
         }
     }
+
+    /// Wakes all that wait for any lease.
+    pub(crate) fn wake_all(&self) {
+        for waiting in self.0.lock().values() {
+            waiting.notify.notify_waiters();
+        }
+    }
 }
 
 impl Waiter<'_> {

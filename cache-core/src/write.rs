@@ -9,7 +9,6 @@ use crate::{
     },
     error::{Error, ErrorKind},
     invalidate,
-    journal::Coverage,
     near::Cached,
     remote::{Budget, Lease, Remote},
     state::Target,
@@ -116,7 +115,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         Err(error) => {
             counters.remote_errors.increment();
             // Stored or not: the older value must not be read as if nothing had happened.
-            invalidate::later(state, Coverage::Key(Box::new(target.key.clone())));
+            invalidate::after_set(state, &target.key);
             return Err(error);
         }
     }

@@ -262,8 +262,9 @@ async fn without_redis_a_hot_key_is_fetched_once_at_a_time() {
 async fn waiting_for_another_process_uses_up_no_time_for_commands() {
     let server = Server::start();
     let proxy = Proxy::start(&server);
-    proxy.set(Fault::Delay(Duration::from_millis(5)));
-    let make = || Cache::builder().url(proxy.url()).near_bytes(0).build().unwrap();
+    proxy.set(Fault::Delay(Duration::from_millis(50)));
+    let builder = || Cache::builder().url(proxy.url()).op_timeout(Duration::from_secs(1));
+    let make = || builder().near_bytes(0).build().unwrap();
     let (a, b) = (make(), make());
     let fetched = AtomicUsize::new(0);
     let slow = || async {

@@ -42,11 +42,11 @@ impl Remote {
         self.pool.leads_to(&link.server)
     }
 
-    /// Extends the sentinel and publishes `nonce`, atomically. False when the sentinel was gone: what this server
+    /// Extends the sentinel and publishes `nonce`, in this order. Not as a transaction, as a full server refuses to queue
+    /// any command. False when the sentinel was gone: what this server
     /// held was flushed or evicted, or it is another server.
     pub(crate) async fn beat(self: &Arc<Self>, own_channel: &str, nonce: u64) -> Result<bool, Error> {
         let mut pipeline = Pipeline::new();
-        pipeline.atomic();
         pipeline.cmd("PEXPIRE").arg(own_channel).arg(SENTINEL_MS);
         pipeline.cmd("PUBLISH").arg(own_channel).arg(nonce.to_le_bytes().as_slice());
         let both = |replies: &[Value]| matches!(replies, [Value::Int(_), Value::Int(_)]);

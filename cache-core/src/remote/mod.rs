@@ -50,13 +50,13 @@ impl Budget {
         Self(op_timeout)
     }
 
+    fn check(self) -> Result<(), Error> {
+        if self.0.is_zero() { Err(used_up()) } else { Ok(()) }
+    }
+
     /// Runs `command` within what is left, and takes off what it used.
     pub(crate) async fn limit<R>(&mut self, command: impl Future<Output = Result<R, Error>>) -> Result<R, Error> {
-        let timeout =
-            || Error::new(ErrorKind::Timeout, "Redis did not answer within op_timeout; see `Builder::op_timeout`");
-        if self.0.is_zero() {
-            return Err(timeout());
-        }
+        self.check()?;
         if tokio::runtime::Handle::try_current().is_err() {
             let message =
                 "Redis can only be used from within a tokio runtime; without one the cache does without Redis";
@@ -71,7 +71,7 @@ impl Budget {
                 "this tokio runtime cannot carry a call to Redis: it has no timers (`enable_all`) or shuts down";
             Error::new(ErrorKind::Unavailable, message)
         };
-        limited.map_or_else(|| Err(unusable()), |result| result.unwrap_or_else(|_| Err(timeout())))
+        limited.map_or_else(|| Err(unusable()), |result| result.unwrap_or_else(|_| Err(used_up())))
     }
 }
 
@@ -280,7 +280,7 @@ impl Remote {
         let notice = Notice::Key(key.as_str()).to_bytes();
         // A SET that is given up may still be on its way. Past this time the server refuses it, so that it undoes no
         // later invalidation.
-        let late = self.server_now_ms().saturating_add(millis(budget.0)).saturating_add(LATE_MS).to_string();
+        let late = self.server_now_ms().saturating_add(millis(budget.0)).saturating_add(millis(LATE)).to_string();
         let mut args: Vec<&[u8]> =
             vec![ttl_ms.as_bytes(), keep.as_bytes(), head, payload, self.channel.as_bytes(), &notice, late.as_bytes()];
         args.extend(ids.iter().map(|id| &id[..]));
@@ -575,6 +575,8 @@ impl Remote {
         budget: &mut Budget,
         attempt: impl Future<Output = Result<R, Error>>,
     ) -> Result<R, Error> {
+        // Not tried, so no failure of the server's.
+        budget.check()?;
         match self.breaker.admit() {
             Admission::Closed => {}
             Admission::Open => return Err(open()),
@@ -674,7 +676,11 @@ impl Remote {
 }
 
 /// How far the estimate of the server's clock may be off before a SET in time is refused as late.
-const LATE_MS: u64 = 100;
+pub(crate) const LATE: Duration = Duration::from_millis(100);
+
+fn used_up() -> Error {
+    Error::new(ErrorKind::Timeout, "Redis did not answer within op_timeout; see `Builder::op_timeout`")
+}
 
 fn open() -> Error {
     Error::new(ErrorKind::Unavailable, "Redis failed several times in a row and is not asked again for a moment")

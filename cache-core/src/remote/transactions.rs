@@ -153,7 +153,8 @@ async fn on_a_full_server(
         calls.iter().map(|call| Call { keys: call.keys, args: &call.args[..count.min(call.args.len())] }).collect();
     let answers = once(connection, step, &deleting, false).await?;
     // What went beyond deleting was not done.
-    if calls.iter().any(|call| call.args.len() > count) { Err(error) } else { Ok(answers) }
+    let goes_on = |call: &Call<'_>| call.args.get(count).is_some_and(|hold| *hold != b"0");
+    if calls.iter().any(goes_on) { Err(error) } else { Ok(answers) }
 }
 
 /// One attempt. `None` when something that it watches has changed.
