@@ -165,7 +165,8 @@ impl Actor {
                 7 => self.get_many(&three()).await,
                 _ => self.read_many(&three(), pause).await,
             }
-            tokio::time::sleep(Duration::from_millis(random.random_range(0..3))).await;
+            // About as long in all as the troubles take.
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..12))).await;
         }
     }
 
@@ -260,7 +261,7 @@ impl Actor {
                     }
                 }
             }
-            tokio::time::sleep(Duration::from_millis(random.random_range(0..30))).await;
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..100))).await;
         }
     }
 
