@@ -5,7 +5,7 @@
 #   scripts/soak.sh 10m          from a seed of chance
 #   scripts/soak.sh 2h 4711      from this seed
 #
-# CACHE_OPS sets the length of a history: calls of each reader, default 12000 (about a minute).
+# CACHE_OPS sets the length of a history: calls of each reader, default 12000 (about two minutes).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -140,3 +140,46 @@ async fn a_flush_in_the_middle_of_a_lease_makes_a_miss() {
         assert_ne!(value.as_deref().map(String::as_str), Some("old"), "{command}");
     }
 }
+
+/// G3 and the near tier on a full server, which refuses to queue any command: the link holds, and so do near copies,
+/// long after they are served without it.
+#[tokio::test]
+async fn near_copies_outlive_the_bound_on_a_full_server() {
+    let server = Server::with_args(&["--maxmemory-policy", "noeviction"]);
+    let cache = Cache::builder().url(&server.url()).op_timeout(PATIENCE).connect().await.unwrap();
+    let (acme, fetches) = (cache.tenant("acme").unwrap(), AtomicUsize::new(0));
+    let read = async || {
+        let fetch = || {
+            fetches.fetch_add(1, Ordering::SeqCst);
+            fetched("v")
+        };
+        acme.try_get_or_fetch(&REPORTS.key("x"), fetch).await.unwrap()
+    };
+    let mut reads = 0;
+    let is_asked = |server: &Server| {
+        let stats = server.cli(&["INFO", "commandstats"]);
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_mget:")).unwrap_or_default().to_owned();
+        line.split(['=', ',']).nth(1).and_then(|calls| calls.parse::<u64>().ok()).unwrap_or_default()
+    };
+    // Until a copy lives on the link's word.
+    let begun = Instant::now();
+    loop {
+        read().await;
+        let asked = is_asked(&server);
+        tokio::time::sleep(Duration::from_millis(3_200)).await;
+        read().await;
+        if is_asked(&server) == asked {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the link never comes up");
+    }
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let asked = is_asked(&server);
+    let full = Instant::now();
+    while full.elapsed() < Duration::from_millis(6_500) {
+        read().await;
+        reads += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!((is_asked(&server) - asked, fetches.into_inner()), (0, 1), "of {reads} reads");
+}

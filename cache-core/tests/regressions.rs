@@ -580,3 +580,28 @@ async fn the_closure_of_a_fetch_is_not_called_on_a_hit() {
     .unwrap();
     assert_eq!(called.load(Ordering::SeqCst), 0);
 }
+
+/// G1 in the end. A SET gets no answer; another process invalidates, which is acknowledged; and then the SET arrives, just
+/// in time to be taken. It is undone.
+#[tokio::test]
+async fn a_set_that_arrives_after_its_caller_gave_up_does_not_stay() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let builder = Cache::builder().url(proxy.url()).op_timeout(Duration::from_millis(400));
+    let acme = builder.near_bytes(0).connect().await.unwrap().tenant("acme").unwrap();
+    let others = Cache::builder().url(&server.url()).op_timeout(Duration::from_secs(20)).near_bytes(0);
+    let others = others.connect().await.unwrap().tenant("acme").unwrap();
+    let key = REPORTS.key("late");
+    acme.set(&REPORTS.key("other"), "connects".to_owned()).await.unwrap();
+    proxy.hold(support::Hold::Command("SET"));
+    acme.set(&key, "late".to_owned()).await.unwrap_err();
+    assert!(others.invalidate(&key).await.is_applied());
+    proxy.hold(support::Hold::None);
+    let given_up = tokio::time::Instant::now();
+    // Taken or not; either way it is not there for long.
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    while others.get(&key).await.unwrap().is_some() {
+        assert!(given_up.elapsed() < Duration::from_secs(10), "it stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

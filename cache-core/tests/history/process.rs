@@ -233,7 +233,10 @@ impl Actor {
 
     /// Commits, then invalidates or sets.
     async fn write_all_day(&self, mut random: StdRng, writer: usize, writes: usize) {
-        for _ in 0..writes {
+        for write in 0..writes {
+            if write % 50 == 0 {
+                child::report("at work");
+            }
             let entry = random.random_range(0..ENTRIES);
             // A quarter of the entries is written by this writer alone, another by the other one: of two that race to
             // set the same entry the last to arrive wins, so only an entry's only writer may set it.
