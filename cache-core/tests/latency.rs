@@ -79,7 +79,9 @@ async fn hung(acme: &Scoped, burst: usize, calls: &mut Vec<Duration>, timers: &m
 
 /// Calls that find the breaker open, and as many turns of the runtime.
 async fn open(acme: &Scoped, burst: usize, calls: &mut Vec<Duration>, turns: &mut Vec<Duration>) {
+    let begun = Instant::now();
     for at in 0..OPEN_CALLS {
+        assert!(begun.elapsed() < OP_TIMEOUT * 50, "the breaker is not open: {at} calls took {:?}", begun.elapsed());
         calls.push(timed(call(acme, ("open", burst, at))).await);
         turns.push(timed(tokio::task::yield_now()).await);
     }
