@@ -77,7 +77,7 @@ guard "stripe check" $src/near/mod.rs 's/ && self\.stripes\.unchanged\(&entry\.w
 guard "snapshot before send" $src/read_through.rs \
     's/target\.accept\(&read, asked_at, watch, slot\)/target.accept(&read, asked_at, { let _ = watch; target.watch() }, slot)/' \
     guards an_answer_older_than_a_notice_heard_before_it_is_not_kept
-guard "bump on resubscribe" $src/backplane.rs 's/state\.near\.stripes\.bump_everything\(\);(\s+drop\(\(state, remote\)\))/$1/' \
+guard "bump on resubscribe" $src/backplane.rs 's/state\.near\.stripes\.bump_everything\(\);(\s+state\.waiters\.wake_all\(\);\s+drop\(\(state, remote\)\))/$1/' \
     backplane what_was_invalidated_while_the_subscriber_was_away_is_forgotten
 guard "time bound" $src/state.rs 's/from_millis\(2_950\)/from_millis(60_000)/' \
     backplane a_link_that_hears_nothing_serves_nothing_old_for_longer_than_the_bound
@@ -85,6 +85,8 @@ guard "role probe" $src/remote/link.rs 's/cmd\("PEXPIRE"\)\.arg\(own_channel\)\.
     guards a_demoted_primary_vouches_for_nothing
 guard "release on failure" $src/lead.rs 's/(let Some\(lease\) = self\.lease\.take\(\))(\s+&& let Ok\(runtime\))/$1.filter(|_| false)$2/' \
     stampede a_dropped_fetch_gives_its_lease_back
+guard "new token of a second LEASE" $src/remote/mod.rs 's/std::mem::replace\(&mut lease\.token, rand::random\(\)\)/lease.token/' \
+    regressions a_lease_that_arrives_again_after_an_invalidation_stores_nothing
 guard "number of the call" $src/remote/scripts.rs 's/repeated\[\.\.\] == number\[\.\.\]/repeated.len() == number.len()/' \
     chaos_network an_invalidation_is_not_acknowledged_by_the_reply_to_another_command
 guard "patience with a first connection" $src/remote/pool.rs 's/if generation\.begun\.elapsed\(\) < \*patience/if false/' \
@@ -101,7 +103,7 @@ guard "replica refused" $src/remote/pool.rs 's/is_master && !refused\n/is_master
 guard "watch of the primary" $src/remote/topology.rs 's/sentinels\.address\(host, port\) != \*used\.get_connection_info\(\)\.addr\(\)/false \&\& $&/' \
     sentinel nobody_stays_with_a_primary_that_was_given_up_while_it_lives
 guard "sweep over one connection" $src/remote/mod.rs \
-    's/let reply = command\.query_async::<Value>\(&mut connection\.handle\.clone\(\)\)\.await;\s+reply\.map_err\(.*?\)\n/self.attempt(Some(connection.clone()), command).await.map(|(reply, _)| reply)\n/s; s/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
+    's/match command\.query_async::<Value>\(&mut connection\.handle\.clone\(\)\)\.await \{\s+Ok\(reply\) if answers\(&reply\) => Ok\(reply\),.*?\n            \}\n/self.attempt(Some(connection.clone()), command, answers, Tries::Two).await.map(|(reply, _)| reply)\n/s; s/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
     sweep a_sweep_whose_connection_breaks_is_pending_and_begins_again
 guard "sweep of one pool" $src/remote/mod.rs 's/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
     sweep a_sweep_whose_pool_is_replaced_is_pending_and_begins_again

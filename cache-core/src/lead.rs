@@ -140,6 +140,9 @@ pub(crate) async fn take_lease<T: CacheValue, E>(
         let leased = remote.lease(&mut call.budget, &mut lease, period, ttl, call.seen.as_deref()).await;
         if leased.is_ok() {
             release.lease = None;
+        } else if release.token() != lease.token {
+            // Sent under two tokens: both are given back.
+            drop(Release::new(remote, &lease, call.state.options.op_timeout));
         }
         match leased {
             Ok(Leased::Granted) => {

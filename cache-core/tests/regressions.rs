@@ -605,3 +605,56 @@ async fn a_set_that_arrives_after_its_caller_gave_up_does_not_stay() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// G1. The reply to LEASE is lost with its connection, and LEASE is sent again. The key is invalidated. Then what was sent
+/// first arrives once more, as from a network that held it up: it makes a lease, but none that the older fetch can FILL
+/// under.
+#[tokio::test]
+async fn a_lease_that_arrives_again_after_an_invalidation_stores_nothing() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let long = Duration::from_secs(20);
+    let make = async |url: &str| {
+        let cache = Cache::builder().url(url).op_timeout(long).near_bytes(0).connect().await.unwrap();
+        cache.tenant("acme").unwrap()
+    };
+    let (reader, writer) = (make(proxy.url()).await, make(&server.url()).await);
+    let key = REPORTS.key("x");
+    writer.set(&REPORTS.key("other"), "makes the generations".to_owned()).await.unwrap();
+    server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
+    server.cli(&["SLOWLOG", "RESET"]);
+    proxy.spoil_next("LEASE", support::Spoil::Truncate);
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (ends, end) = tokio::sync::oneshot::channel::<()>();
+    let old = tokio::spawn({
+        let (reader, key) = (reader.clone(), key.clone());
+        async move {
+            let fetch = || async move {
+                begun.send(()).unwrap();
+                end.await.unwrap();
+                "old".to_owned()
+            };
+            reader.get_or_fetch(&key, fetch).await
+        }
+    });
+    begins.await.unwrap();
+    let mut connection = server.connect().unwrap();
+    type Logged = Vec<(i64, i64, i64, Vec<Vec<u8>>, String, String)>;
+    let log: Logged = redis::cmd("SLOWLOG").arg("GET").arg(100).query(&mut connection).unwrap();
+    let is_lease = |words: &Vec<Vec<u8>>| {
+        words[0].eq_ignore_ascii_case(b"EVALSHA") && words[2] == b"5" && words[4].ends_with(b"report:x~l")
+    };
+    // The newest comes first.
+    let leases: Vec<_> = log.into_iter().map(|entry| entry.3).filter(is_lease).collect();
+    assert_eq!(leases.len(), 2, "sent twice");
+    assert!(writer.invalidate(&key).await.is_applied());
+    let first = &leases[1];
+    let mut again = redis::cmd("EVALSHA");
+    for word in &first[1..] {
+        again.arg(&word[..]);
+    }
+    again.query::<redis::Value>(&mut connection).unwrap();
+    ends.send(()).unwrap();
+    assert_eq!(*old.await.unwrap(), "old");
+    assert_eq!(writer.get(&key).await.unwrap(), None);
+}

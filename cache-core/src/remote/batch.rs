@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use rapidhash::fast::RandomState;
 use tokio::sync::oneshot;
 
-use super::{Budget, Generations, Read, Remote, generation, generations, unexpected};
+use super::{Budget, Generations, Read, Remote, Tries, generation, generations, unexpected};
 use crate::{
     clock::Instant,
     error::{Error, ErrorKind},
@@ -133,7 +133,7 @@ async fn direct(remote: &Arc<Remote>, budget: &mut Budget, key: &FullKey) -> Res
 /// Sends an MGET of so many keys.
 async fn ask(remote: &Arc<Remote>, budget: &mut Budget, mget: &Cmd, count: usize) -> Result<Vec<Value>, Error> {
     let whole = |reply: &Value| matches!(reply, Value::Array(values) if values.len() == count);
-    match remote.command(budget, None, mget, whole).await? {
+    match remote.command(budget, None, mget, whole, Tries::Two).await? {
         (Value::Array(values), _) => Ok(values),
         _ => Err(unexpected()),
     }

@@ -2,7 +2,7 @@
 
 use bb8_redis::redis::{Client, Pipeline, Value, aio::PubSubStream};
 
-use super::{Budget, Remote, failure, is_int, pool::write_nothing};
+use super::{Budget, Remote, Tries, failure, is_int, pool::write_nothing};
 use crate::{error::Error, sync::Arc};
 
 /// How long the sentinel lives without a heartbeat.
@@ -32,7 +32,9 @@ impl Remote {
         let subscribed = Budget::new(self.connect_timeout).limit(subscribe).await;
         if subscribed.is_err() {
             // The connections for commands may be as dead, and nobody may be using them: this replaces them.
-            let _ = self.command(&mut Budget::new(self.op_timeout), None, &write_nothing(&self.channel), is_int).await;
+            let _ = self
+                .command(&mut Budget::new(self.op_timeout), None, &write_nothing(&self.channel), is_int, Tries::Two)
+                .await;
         }
         subscribed
     }

@@ -75,6 +75,14 @@ impl Budget {
     }
 }
 
+/// How often a command is sent: once more on a new connection where one was lost, unless what was sent first must not be
+/// taken for the second.
+#[derive(Clone, Copy, Debug)]
+enum Tries {
+    One = 1,
+    Two = 2,
+}
+
 /// The remote tier.
 pub(crate) struct Remote {
     connect_timeout: Duration,
@@ -205,6 +213,9 @@ impl Remote {
     }
 
     /// LEASE. `seen` is the start of an entry this call refused.
+    ///
+    /// Where its connection is lost it is sent once more under a new token, which takes the place of the old one: what was
+    /// sent first may still arrive, after an invalidation, and then makes a lease that nobody can FILL under.
     pub(crate) async fn lease(
         self: &Arc<Self>,
         budget: &mut Budget,
@@ -216,13 +227,24 @@ impl Remote {
         let ids = new_ids(lease.generations.len() + 1);
         let (period, keep) = (millis(period).to_string(), keep_ms(ttl));
         let seen = seen.map_or(&[][..], |bytes| &bytes[..bytes.len().min(SEEN)]);
-        let mut args: Vec<&[u8]> = vec![&lease.token, period.as_bytes(), seen, keep.as_bytes()];
-        args.extend(ids.iter().map(|id| &id[..]));
-        let (reply, connection) =
-            self.script(budget, lease.connection.clone(), &self.scripts.lease, &lease.keys(), &args).await?;
-        // Another one where the first was lost.
-        lease.connection = connection;
-        parse_leased(reply).ok_or_else(unexpected)
+        let mut earlier: Option<Id> = None;
+        loop {
+            let replaces = earlier.as_ref().map_or(&[][..], |token| &token[..]);
+            let mut args: Vec<&[u8]> = vec![&lease.token, period.as_bytes(), seen, keep.as_bytes(), replaces];
+            args.extend(ids.iter().map(|id| &id[..]));
+            let lua = &self.scripts.lease;
+            match self.script(budget, lease.connection.clone(), lua, &lease.keys(), &args, Tries::One).await {
+                Err(error) if error.is_unavailable() && earlier.is_none() => {
+                    earlier = Some(std::mem::replace(&mut lease.token, rand::random()));
+                    lease.connection = None;
+                }
+                sent => {
+                    let (reply, connection) = sent?;
+                    lease.connection = connection;
+                    return parse_leased(reply).ok_or_else(unexpected);
+                }
+            }
+        }
     }
 
     /// RENEW. False when the lease is not ours any more.
@@ -234,7 +256,10 @@ impl Remote {
     ) -> Result<bool, Error> {
         let period = millis(period).to_string();
         let args: [&[u8]; 2] = [&lease.token, period.as_bytes()];
-        let reply = self.script(budget, lease.connection.clone(), &self.scripts.renew, &[&lease.lease], &args).await?.0;
+        let reply = self
+            .script(budget, lease.connection.clone(), &self.scripts.renew, &[&lease.lease], &args, Tries::Two)
+            .await?
+            .0;
         Ok(is_one(&reply))
     }
 
@@ -251,7 +276,10 @@ impl Remote {
         let notice = Notice::Released(&lease.value).to_bytes();
         let args: [&[u8]; 7] =
             [&lease.token, ttl_ms.as_bytes(), keep.as_bytes(), head, payload, self.channel.as_bytes(), &notice];
-        let reply = self.script(budget, lease.connection.clone(), &self.scripts.fill, &lease.keys(), &args).await?.0;
+        let reply = self
+            .script(budget, lease.connection.clone(), &self.scripts.fill, &lease.keys(), &args, Tries::Two)
+            .await?
+            .0;
         Ok(is_one(&reply))
     }
 
@@ -259,7 +287,8 @@ impl Remote {
     pub(crate) async fn release(self: &Arc<Self>, budget: &mut Budget, lease: &Lease) -> Result<(), Error> {
         let notice = Notice::Released(&lease.value).to_bytes();
         let args: [&[u8]; 3] = [&lease.token, self.channel.as_bytes(), &notice];
-        self.script(budget, lease.connection.clone(), &self.scripts.release, &[&lease.lease], &args).await?;
+        self.script(budget, lease.connection.clone(), &self.scripts.release, &[&lease.lease], &args, Tries::Two)
+            .await?;
         Ok(())
     }
 
@@ -284,7 +313,7 @@ impl Remote {
         let mut args: Vec<&[u8]> =
             vec![ttl_ms.as_bytes(), keep.as_bytes(), head, payload, self.channel.as_bytes(), &notice, late.as_bytes()];
         args.extend(ids.iter().map(|id| &id[..]));
-        match self.script(budget, None, &self.scripts.set, &keys, &args).await?.0 {
+        match self.script(budget, None, &self.scripts.set, &keys, &args, Tries::Two).await?.0 {
             // The server's clock was set forward since it was asked, or the network held us up.
             Value::Array(late) => {
                 if let Some(server_ms) = pool::server_ms(&Value::Array(late)) {
@@ -309,7 +338,7 @@ impl Remote {
         let stamp = Stamp::new(self.server_now_ms(), ttl).to_bytes();
         let (ttl_ms, keep) = (millis(ttl).to_string(), keep_ms(ttl));
         let args: [&[u8]; 3] = [&stamp, ttl_ms.as_bytes(), keep.as_bytes()];
-        Ok(is_one(&self.script(budget, None, &self.scripts.touch, &keys, &args).await?.0))
+        Ok(is_one(&self.script(budget, None, &self.scripts.touch, &keys, &args, Tries::Two).await?.0))
     }
 
     /// What is left of the life of a valid value; `None` where there is none. Moves the head only.
@@ -392,7 +421,7 @@ impl Remote {
     /// Whether the server answers within `timeout` and takes writes, whatever the breaker says.
     pub(crate) async fn ping(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
         let answers = async {
-            self.attempt(None, &pool::write_nothing(&self.channel), is_int).await?;
+            self.attempt(None, &pool::write_nothing(&self.channel), is_int, Tries::Two).await?;
             if self.scripts.are_forbidden() { self.pool.prepare_exclusive().await } else { Ok(()) }
         };
         Budget::new(timeout).limit(answers).await
@@ -403,7 +432,7 @@ impl Remote {
         let begun = tokio::time::Instant::now();
         // An operator's question goes past the breaker: it is the answer that counts.
         let mut budget = Budget::new(self.op_timeout);
-        let reply = budget.limit(self.attempt(None, &cmd("INFO"), |_| true)).await?.0;
+        let reply = budget.limit(self.attempt(None, &cmd("INFO"), |_| true, Tries::Two)).await?.0;
         let text = match reply {
             Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Value::VerbatimString { text, .. } | Value::SimpleString(text) => text,
@@ -426,13 +455,14 @@ impl Remote {
         lua: &Lua,
         keys: &[&str],
         args: &[&[u8]],
+        tries: Tries,
     ) -> Result<(Value, Option<Connection>), Error> {
         if !self.scripts.are_forbidden() {
             let number = rand::random();
             let ours = |reply: &Value| scripts::answers(reply, &number);
-            let mut called = self.command(budget, connection, &lua.by_hash(keys, args, &number), ours).await;
+            let mut called = self.command(budget, connection, &lua.by_hash(keys, args, &number), ours, tries).await;
             if called.as_ref().is_err_and(is_noscript) {
-                called = self.command(budget, None, &lua.by_source(keys, args, &number), ours).await;
+                called = self.command(budget, None, &lua.by_source(keys, args, &number), ours, tries).await;
             }
             match called {
                 Err(error) if is_forbidden(&error) => self.scripts.forbid(),
@@ -442,7 +472,7 @@ impl Remote {
                 }
             }
         }
-        let mut replies = self.transaction(budget, lua, &[Call { keys, args }]).await?;
+        let mut replies = self.transaction(budget, lua, &[Call { keys, args }], tries).await?;
         Ok((replies.pop().ok_or_else(unexpected)?, None))
     }
 
@@ -454,7 +484,7 @@ impl Remote {
         calls: &[Call<'_>],
     ) -> Result<(), Error> {
         if let [Call { keys, args }] = calls {
-            return self.script(budget, None, lua, keys, args).await.map(drop);
+            return self.script(budget, None, lua, keys, args, Tries::Two).await.map(drop);
         }
         let number = rand::random();
         let commands = |by_source: bool| {
@@ -477,7 +507,7 @@ impl Remote {
                 other => return other.map(drop),
             }
         }
-        self.transaction(budget, lua, calls).await.map(drop)
+        self.transaction(budget, lua, calls, Tries::Two).await.map(drop)
     }
 
     /// A step as a transaction, on a connection of its own.
@@ -486,12 +516,13 @@ impl Remote {
         budget: &mut Budget,
         lua: &Lua,
         calls: &[Call<'_>],
+        tries: Tries,
     ) -> Result<Vec<Value>, Error> {
         let Some(first) = calls.first() else { return Ok(Vec::new()) };
         let lane = lua.transaction.lane(first);
         self.admitted(budget, async {
             let mut last = None;
-            for _ in 0..2 {
+            for _ in 0..tries as usize {
                 let mut exclusive = self.pool.exclusive(lane).await?;
                 match transactions::settle(&mut exclusive.connection.handle, &lua.transaction, calls).await {
                     Ok(Some(replies)) => return Ok(replies),
@@ -566,8 +597,9 @@ impl Remote {
         connection: Option<Connection>,
         command: &Cmd,
         answers: impl Fn(&Value) -> bool,
+        tries: Tries,
     ) -> Result<(Value, Connection), Error> {
-        self.admitted(budget, self.attempt(connection, command, answers)).await
+        self.admitted(budget, self.attempt(connection, command, answers, tries)).await
     }
 
     async fn admitted<R>(
@@ -614,22 +646,22 @@ impl Remote {
         connection: Option<Connection>,
         command: &Cmd,
         answers: impl Fn(&Value) -> bool,
+        tries: Tries,
     ) -> Result<(Value, Connection), Error> {
-        let mut connection = match connection {
-            Some(connection) => connection,
-            None => self.pool.connection().await?,
-        };
-        match command.query_async::<Value>(&mut connection.handle).await {
-            Ok(reply) if answers(&reply) => return Ok((reply, connection)),
-            Ok(_) => drop(self.found_out(&connection)),
-            Err(error) => drop(self.failed(&connection, &error)?),
+        let mut first = connection;
+        let mut last = None;
+        for _ in 0..tries as usize {
+            let mut connection = match first.take() {
+                Some(connection) => connection,
+                None => self.pool.connection().await?,
+            };
+            match command.query_async::<Value>(&mut connection.handle).await {
+                Ok(reply) if answers(&reply) => return Ok((reply, connection)),
+                Ok(_) => last = Some(self.found_out(&connection)),
+                Err(error) => last = Some(self.failed(&connection, &error)?),
+            }
         }
-        let mut connection = self.pool.connection().await?;
-        match command.query_async::<Value>(&mut connection.handle).await {
-            Ok(reply) if answers(&reply) => Ok((reply, connection)),
-            Ok(_) => Err(self.found_out(&connection)),
-            Err(error) => Err(self.failed(&connection, &error).unwrap_or_else(|error| error)),
-        }
+        Err(last.unwrap_or_else(unexpected))
     }
 
     /// Gives up a connection whose replies are those of other commands: one was doubled or lost on the way. The new

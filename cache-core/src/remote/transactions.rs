@@ -389,7 +389,7 @@ fn write(commands: Vec<Cmd>, answer: Answer) -> Option<Decision> {
 const NO: Option<Decision> = Some(Decision::Answer(Value::Int(0)));
 
 fn lease(seen: &Seen<'_>) -> Option<Decision> {
-    let [token, period, refused, _, new @ ..] = seen.args else { return None };
+    let [token, period, refused, _, earlier, new @ ..] = seen.args else { return None };
     let [value, lease, ..] = seen.keys else { return None };
     let mut commands = Vec::new();
     let noted = seen.keep(2, seen.number(3)?, Some(new), &mut commands)?;
@@ -409,8 +409,9 @@ fn lease(seen: &Seen<'_>) -> Option<Decision> {
         if is_lease(held) && somebody_waits(held) {
             waits = b'1';
         }
-        // A lease with our own token: the reply to an earlier attempt got lost.
-        if left > 0 && held.get(2..18).is_some_and(|holder| holder != *token) && held[18..] == noted {
+        // A lease with our own token, of this attempt or an earlier one: the reply to that got lost.
+        let foreign = |holder: &[u8]| holder != *token && holder != *earlier;
+        if left > 0 && held.get(2..18).is_some_and(foreign) && held[18..] == noted {
             let holder = held[2..18].to_vec();
             if held[1] == b'1' {
                 // Marked already: its holder is not disturbed again.

@@ -1,10 +1,11 @@
 -- KEYS: value, lease, fence, generations…
--- ARGV: token, lease ms, first bytes of an entry the caller refused, ms for new fence and generations, new ids…
+-- ARGV: token, lease ms, first bytes of an entry the caller refused, ms for new fence and generations,
+--       token of an earlier attempt, new ids…
 local count = #KEYS - 3
 local ids = redis.call('MGET', unpack(KEYS, 3))
 for i = 1, count + 1 do
   if not ids[i] or #ids[i] ~= 16 then
-    ids[i] = ARGV[4 + i]
+    ids[i] = ARGV[5 + i]
     redis.call('SET', KEYS[2 + i], ids[i], 'PX', ARGV[4])
   end
 end
@@ -26,8 +27,9 @@ if type(lease) == 'string' then
     return {'fenced', left}
   end
   waits = lease:sub(1, 1) == 'L' and lease:sub(2, 2) or '0'
-  -- A lease with our own token: the reply to an earlier attempt got lost.
-  if left > 0 and lease:sub(3, 18) ~= ARGV[1] and lease:sub(19) == noted then
+  -- A lease with our own token, of this attempt or an earlier one: the reply to that got lost.
+  local ours = lease:sub(3, 18) == ARGV[1] or lease:sub(3, 18) == ARGV[5]
+  if left > 0 and not ours and lease:sub(19) == noted then
     redis.call('SETRANGE', KEYS[2], 1, '1')
     return {'taken', left, lease:sub(3, 18)}
   end
