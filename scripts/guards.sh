@@ -102,10 +102,10 @@ guard "replica refused" $src/remote/pool.rs 's/is_master && !refused\n/is_master
     sentinel sentinels_that_are_gone_hang_or_are_wrong_are_passed_over
 guard "watch of the primary" $src/remote/topology.rs 's/sentinels\.address\(host, port\) != \*used\.get_connection_info\(\)\.addr\(\)/false \&\& $&/' \
     sentinel nobody_stays_with_a_primary_that_was_given_up_while_it_lives
-guard "sweep over one connection" $src/remote/mod.rs \
+guard "sweep over one connection" $src/remote/send.rs \
     's/match command\.query_async::<Value>\(&mut connection\.handle\.clone\(\)\)\.await \{\s+Ok\(reply\) if answers\(&reply\) => Ok\(reply\),.*?\n            \}\n/self.attempt(Some(connection.clone()), command, answers, Tries::Two).await.map(|(reply, _)| reply)\n/s; s/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
     sweep a_sweep_whose_connection_breaks_is_pending_and_begins_again
-guard "sweep of one pool" $src/remote/mod.rs 's/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
+guard "sweep of one pool" $src/remote/send.rs 's/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
     sweep a_sweep_whose_pool_is_replaced_is_pending_and_begins_again
 guard "pass a wake-up on" $src/single_flight.rs 's/(pass it on\.\s+)state\.wake_one\(\);/$1/' \
     schedules nobody_is_handed_what_was_invalidated_before

@@ -11,7 +11,10 @@ use futures_util::future::join_all;
 use rapidhash::fast::RandomState;
 use tokio::sync::oneshot;
 
-use super::{Budget, Generations, Read, Remote, Tries, generation, generations, unexpected};
+use super::{
+    Budget, Generations, Read, Remote, generation, generations,
+    send::{Tries, unexpected},
+};
 use crate::{
     clock::Instant,
     error::{Error, ErrorKind},

@@ -2,7 +2,11 @@
 
 use bb8_redis::redis::{Client, Pipeline, Value, aio::PubSubStream};
 
-use super::{Budget, Remote, Tries, failure, is_int, pool::write_nothing};
+use super::{
+    Budget, Remote, failure,
+    pool::write_nothing,
+    send::{Tries, is_int},
+};
 use crate::{error::Error, sync::Arc};
 
 /// How long the sentinel lives without a heartbeat.

@@ -2,7 +2,11 @@
 
 use bb8_redis::redis::{Value, cmd};
 
-use super::{Remote, is_int, pool::Connection, unexpected};
+use super::{
+    Remote,
+    pool::Connection,
+    send::{is_int, unexpected},
+};
 use crate::{error::Error, key::pattern::Glob, sync::Arc};
 
 /// Keys looked at per step. Measured on a million keys: a thousand is as fast as ten thousand, and other clients'
