@@ -25,7 +25,7 @@ impl Holds {
         if fences.len() >= CAP || fences.len() == fences.capacity() {
             fences.retain(|_, until| now < *until);
         }
-        let is_room = fences.len() < CAP;
+        let is_room = fences.len() < CAP || fences.contains_key(key);
         if is_room {
             let fence = fences.entry(key.into()).or_insert(until);
             *fence = until.max(*fence);

@@ -133,8 +133,13 @@ fn later(state: &Arc<State>, coverage: Coverage) {
 /// Invalidates what a SET without an answer may have stored: now, and once more when the server takes it no more. In
 /// between it may still arrive, after somebody's later invalidation.
 pub(crate) fn after_set(state: &Arc<State>, key: &FullKey) {
+    later(state, Coverage::Key(Box::new(key.clone())));
+    when_late(state, key);
+}
+
+/// Invalidates a key when the server takes no SET any more that was sent before.
+pub(crate) fn when_late(state: &Arc<State>, key: &FullKey) {
     let coverage = Coverage::Key(Box::new(key.clone()));
-    later(state, coverage.clone());
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         let (state, arrived) = (Arc::downgrade(state), state.options.op_timeout + 2 * LATE);
         runtime.spawn(async move {
@@ -221,8 +226,10 @@ async fn send_once(state: &Arc<State>, remote: &Arc<Remote>, records: &[Record],
         };
         match sent {
             Ok(()) => done(record),
-            Err(error) if error.is_unavailable() => return Err(error),
-            // One that the server refuses holds up no other.
+            // One that the server refuses holds up no other, nor does a sweep, which takes long.
+            Err(error) if error.is_unavailable() && !matches!(record.coverage, Coverage::Pattern { .. }) => {
+                return Err(error);
+            }
             Err(error) => failed = Some(error),
         }
     }

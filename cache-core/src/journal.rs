@@ -9,10 +9,11 @@ use std::{collections::HashMap, time::Duration};
 use crate::{
     clock::{Clock, Instant},
     key::{FullKey, pattern::Glob},
-    sync::{AtomicUsize, Mutex, Ordering},
+    sync::{AtomicU64, AtomicUsize, Mutex, Ordering},
 };
 
-/// Entries of one kind above which they are widened: keys to their keyspaces, those to their tenants.
+/// Entries above which the acknowledged ones are dropped, and the others widened: keys to their keyspaces, those to
+/// their tenants.
 pub(crate) const CAP: usize = 4096;
 /// How long an acknowledged invalidation is kept for replay.
 const KEEP: Duration = Duration::from_secs(10);
@@ -67,6 +68,8 @@ pub(crate) struct Journal {
     cap: usize,
     /// How many are not acknowledged: all that the read path looks at while all is well.
     unacknowledged: AtomicUsize,
+    /// When the last reconnect was: bits of an instant.
+    doubted_at: AtomicU64,
     entries: Mutex<Entries>,
 }
 
@@ -81,8 +84,8 @@ struct Entry {
     /// Which record this is: an acknowledgement of an earlier one says nothing about it.
     number: u64,
     acknowledged: Option<Instant>,
-    /// Whether a reconnect took its acknowledgement back.
-    doubted: bool,
+    /// When a reconnect took its acknowledgement back last. Kept when it is acknowledged again.
+    doubted: Option<Instant>,
 }
 
 /// A recorded invalidation, to be acknowledged.
@@ -95,7 +98,8 @@ pub(crate) struct Record {
 impl Journal {
     /// A journal that widens its entries above `cap`.
     pub(crate) fn new(clock: Clock, cap: usize) -> Self {
-        Self { clock, cap, unacknowledged: AtomicUsize::new(0), entries: Mutex::default() }
+        let (unacknowledged, doubted_at) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Self { clock, cap, unacknowledged, doubted_at, entries: Mutex::default() }
     }
 
     /// Writes an invalidation down.
@@ -103,7 +107,7 @@ impl Journal {
         let mut entries = self.entries.lock();
         entries.next += 1;
         let number = entries.next;
-        let doubted = entries.by_coverage.get(&coverage).is_some_and(|entry| entry.doubted);
+        let doubted = entries.by_coverage.get(&coverage).and_then(|entry| entry.doubted);
         let entry = Entry { number, acknowledged: None, doubted };
         let replaced = entries.by_coverage.insert(coverage.clone(), entry);
         if replaced.is_none_or(|entry| entry.acknowledged.is_some()) {
@@ -123,7 +127,7 @@ impl Journal {
             && entry.number == record.number
             && entry.acknowledged.is_none()
         {
-            (entry.acknowledged, entry.doubted) = (Some(self.clock.now()), false);
+            entry.acknowledged = Some(self.clock.now());
             self.unacknowledged.fetch_sub(1, Ordering::SeqCst);
         }
     }
@@ -134,11 +138,11 @@ impl Journal {
         self.has_pending() && self.covers(key)
     }
 
-    /// Whether the server may have come back with what an invalidation of `key` had removed. Unlike
-    /// [`must_miss`](Self::must_miss) this says nothing of invalidations under way: an answer may be older than those.
+    /// Whether the server may have come back with what an invalidation of `key` had removed, after `asked_at`: then what it
+    /// answered may be from before that was sent again, even where that is acknowledged by now.
     #[inline]
-    pub(crate) fn doubts(&self, key: &FullKey) -> bool {
-        self.has_pending() && self.covers_doubted(key)
+    pub(crate) fn doubts(&self, key: &FullKey, asked_at: Instant) -> bool {
+        Instant::from_bits(self.doubted_at.load(Ordering::SeqCst)) >= asked_at && self.covers_doubted(key, asked_at)
     }
 
     /// Whether any invalidation waits for its acknowledgement.
@@ -153,9 +157,10 @@ impl Journal {
     }
 
     #[cold]
-    fn covers_doubted(&self, key: &FullKey) -> bool {
+    fn covers_doubted(&self, key: &FullKey, asked_at: Instant) -> bool {
         let entries = self.entries.lock();
-        entries.by_coverage.iter().any(|(coverage, entry)| entry.doubted && coverage.covers(key))
+        let is_recent = |entry: &Entry| entry.doubted.is_some_and(|at| at >= asked_at);
+        entries.by_coverage.iter().any(|(coverage, entry)| is_recent(entry) && coverage.covers(key))
     }
 
     /// What waits for its acknowledgement, oldest first.
@@ -172,10 +177,11 @@ impl Journal {
     pub(crate) fn doubt(&self) {
         let now = self.clock.now();
         let mut entries = self.entries.lock();
+        self.doubted_at.store(now.to_bits(), Ordering::SeqCst);
         entries.forget_old(now);
         let Entries { by_coverage, next } = &mut *entries;
         for entry in by_coverage.values_mut() {
-            (entry.acknowledged, entry.doubted) = (None, true);
+            (entry.acknowledged, entry.doubted) = (None, Some(now));
             // An answer of the old server that is still under way acknowledges nothing any more.
             *next += 1;
             entry.number = *next;
@@ -215,7 +221,7 @@ impl Entries {
                 // A number of its own: no acknowledgement under way speaks of the wider one.
                 self.next += 1;
                 entry.number = self.next;
-                entry.doubted |= self.by_coverage.get(&wide).is_some_and(|entry| entry.doubted);
+                entry.doubted = entry.doubted.max(self.by_coverage.get(&wide).and_then(|entry| entry.doubted));
                 self.by_coverage.insert(wide, entry);
             }
         }
@@ -257,6 +263,24 @@ mod tests {
         tokio::time::advance(KEEP).await;
         journal.doubt();
         assert!(!journal.must_miss(&x), "not after ten seconds");
+    }
+
+    /// Asked, reconnected, sent again and acknowledged, and only then answered: the answer may be from before that.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_asked_for_before_a_reconnect_is_doubted_even_when_all_is_acknowledged_again() {
+        let clock = Clock::tokio();
+        let journal = Journal::new(clock, CAP);
+        let (x, y) = (key("a", "p", 1), key("a", "p", 2));
+        journal.acknowledge(&journal.record(of(&x)));
+        let asked_at = clock.now();
+        assert!(!journal.doubts(&x, asked_at));
+        tokio::time::advance(Duration::from_millis(10)).await;
+        journal.doubt();
+        journal.pending().iter().for_each(|record| journal.acknowledge(record));
+        assert!(!journal.must_miss(&x));
+        assert!(journal.doubts(&x, asked_at) && !journal.doubts(&y, asked_at));
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert!(!journal.doubts(&x, clock.now()), "asked after it was acknowledged");
     }
 
     #[tokio::test]

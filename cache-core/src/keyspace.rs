@@ -88,7 +88,7 @@ impl<T> Keyspace<T> {
         let mut writer = KeyWriter::new();
         writer.segment();
         let error = identifier.write_key(&mut writer).err();
-        Key { keyspace: *self, identifier: writer, tags: Tags::default(), error }
+        Key { keyspace: *self, identifier: writer, tags: Ok(Tags::default()), error }
     }
 
     /// The profile of this keyspace.
@@ -110,7 +110,7 @@ impl<T> Keyspace<T> {
 pub struct Key<T> {
     keyspace: Keyspace<T>,
     identifier: KeyWriter,
-    tags: Tags,
+    tags: Result<Tags, Error>,
     error: Option<Error>,
 }
 
@@ -119,7 +119,8 @@ impl<T> Key<T> {
     /// the tenant that the key is used with. [`Scoped::invalidate_tag`](crate::Scoped::invalidate_tag) removes all values that name a tag.
     ///
     /// A value is stored with the tags its key names, and found by a key that names the same ones: name them wherever
-    /// the key is used, except to invalidate it. A tag that cannot be used is an error of the verb that gets the key.
+    /// the key is used, except to invalidate it, which needs none. A tag that cannot be used is an error of the verb that
+    /// gets the key.
     /// Cost: two allocations per tag, and 16 bytes of each stored entry.
     ///
     /// ```
@@ -139,10 +140,7 @@ impl<T> Key<T> {
     /// ```
     #[must_use]
     pub fn with_tags<S: AsRef<str>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
-        match Tags::encode(tags) {
-            Ok(tags) => self.tags = tags,
-            Err(error) => self.error = Some(error),
-        }
+        self.tags = Tags::encode(tags);
         self
     }
 
@@ -158,8 +156,8 @@ impl<T> Key<T> {
         self.identifier.head()
     }
 
-    pub(crate) fn tags(&self) -> &Tags {
-        &self.tags
+    pub(crate) fn tags(&self) -> Result<&Tags, Error> {
+        self.tags.as_ref().map_err(Clone::clone)
     }
 
     pub(crate) fn writer(&self) -> Result<&KeyWriter, Error> {

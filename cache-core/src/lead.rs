@@ -162,6 +162,8 @@ pub(crate) async fn take_lease<T: CacheValue, E>(
                     return Taking::Storage(Storage::Nowhere);
                 }
                 let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+                // One period in all, however many leaders follow one another.
+                let left = left.min(patience.saturating_sub(waited));
                 let turn = jittered.min(left).max(Duration::from_millis(1));
                 pause = (pause * 5 / 4).min(LONGEST_POLL);
                 let begun = call.state.clock.now();
@@ -209,12 +211,15 @@ async fn run<T: CacheValue, E>(
     capped: bool,
     fetch: impl Future<Output = Result<Cached<T>, E>>,
 ) -> Result<Cached<T>, E> {
-    let _permit = if capped { call.state.cap.permit(call.state.options.lease).await } else { None };
-    call.counters.fetches.increment();
     let mut outcome = Outcome { counters: call.counters, failed: true };
     let token = release.map_or([0; 16], Release::token);
     let frame = (call.target.key.as_str(), call.target.binding, token);
-    let mut fetch = pin!(nesting::within(call.state.id, [frame], fetch));
+    // Beside the beat: a leader that waits for a permit is alive.
+    let mut fetch = pin!(async {
+        let _permit = if capped { call.state.cap.permit(call.state.options.lease).await } else { None };
+        call.counters.fetches.increment();
+        nesting::within(call.state.id, [frame], fetch).await
+    });
     let mut beat = pin!(beat(call, leader, release));
     let result = beside(&mut fetch, &mut beat).await;
     outcome.failed = result.is_err();

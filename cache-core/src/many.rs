@@ -214,7 +214,8 @@ where
             if led.call.target.is_held() {
                 led.storage = Storage::Nowhere;
             }
-            if matches!(led.storage, Storage::Unconfirmed | Storage::Nowhere) {
+            let near = state.options.near_bytes > 0;
+            if matches!(led.storage, Storage::Nowhere) || (matches!(led.storage, Storage::Unconfirmed) && !near) {
                 led.leader.close();
             }
             led.leader.fetch_begins(asked.watch);
@@ -222,8 +223,6 @@ where
         })
         .collect();
     let without_lease = led.iter().any(|led| matches!(led.storage, Storage::Unconfirmed | Storage::Nowhere));
-    let _permit = if without_lease { state.cap.permit(state.options.lease).await } else { None };
-    counters.fetches.increment();
     let mut outcome = Outcome { counters, failed: true };
     let frames = led.iter().map(|led| {
         let lease = if let Storage::Fill(release) = &led.storage { release.token() } else { [0; 16] };
@@ -231,7 +230,12 @@ where
     });
     let missing = led.iter().map(|led| keys[led.at].clone()).collect();
     let result = {
-        let mut fetching = pin!(nesting::within(state.id, frames, async { fetch(missing).await.map(collect) }));
+        // Beside the beats: leaders that wait for a permit are alive, and keep their leases.
+        let mut fetching = pin!(async {
+            let _permit = if without_lease { state.cap.permit(state.options.lease).await } else { None };
+            counters.fetches.increment();
+            nesting::within(state.id, frames, async { fetch(missing).await.map(collect) }).await
+        });
         let beats = led.iter().map(|led| {
             let release = if let Storage::Fill(release) = &led.storage { Some(&**release) } else { None };
             lead::beat(&led.call, Some(&led.leader), release)

@@ -182,6 +182,8 @@ pub struct Call<'c> {
     cache: &'c Cache,
     site: Site,
     key: Result<FullKey, Error>,
+    /// Tags that cannot be used: they are no part of the key, so that an invalidation does without them.
+    bad_tags: Option<Error>,
 }
 
 impl<'c> Call<'c> {
@@ -194,7 +196,7 @@ impl<'c> Call<'c> {
         write: impl FnOnce(&mut KeyWriter) -> Result<(), Error>,
     ) -> Self {
         let key = tenant.with_tenant(|tenant| build(cache, &site, Some(tenant), write));
-        Self { cache, site, key }
+        Self { cache, site, key, bad_tags: None }
     }
 
     /// A call whose key belongs to no tenant.
@@ -202,13 +204,16 @@ impl<'c> Call<'c> {
     pub fn global(cache: &'c Cache, site: Site, write: impl FnOnce(&mut KeyWriter) -> Result<(), Error>) -> Self {
         let key =
             if cache.state.options.require_tenant { Err(tenant_required()) } else { build(cache, &site, None, write) };
-        Self { cache, site, key }
+        Self { cache, site, key, bad_tags: None }
     }
 
     /// The call whose value has these tags.
     #[must_use]
     pub fn with_tags<T: AsRef<str>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
-        self.key = self.key.and_then(|key| Ok(key.with_tags(&Tags::encode(tags)?)));
+        match Tags::encode(tags) {
+            Ok(tags) => self.key = self.key.map(|key| key.with_tags(&tags)),
+            Err(error) => self.bad_tags = Some(error),
+        }
         self
     }
 
@@ -216,6 +221,9 @@ impl<'c> Call<'c> {
     #[inline]
     pub fn near<R, S: Shape<R>>(&self, shape: S) -> Option<R> {
         let state = &self.cache.state;
+        if self.bad_tags.is_some() {
+            return None;
+        }
         let value = state.lookup_near::<S::Value>(self.key.as_ref().ok()?, &self.origin())?;
         shape.join(value)
     }
@@ -247,7 +255,7 @@ impl<'c> Call<'c> {
         })
     }
 
-    /// Runs `fetch` whatever is stored, and stores its value.
+    /// Removes what is stored, and gives a value that was fetched after this call began, as a rule by `fetch`.
     pub fn refresh<R, S: Shape<R>, F: Future<Output = R>>(
         self,
         shape: S,
@@ -324,6 +332,9 @@ impl<'c> Call<'c> {
     }
 
     fn target<T: CacheValue>(self) -> Result<Target<'c>, Error> {
+        if let Some(error) = self.bad_tags {
+            return Err(error);
+        }
         Ok(Target {
             binding: Binding { type_id: TypeId::of::<T>(), origin: self.origin() },
             state: &self.cache.state,

@@ -66,11 +66,21 @@ impl Scoped {
         self
     }
 
+    /// The name of an entry, which its tags are no part of.
+    fn name<T>(&self, key: &Key<T>) -> Result<FullKey, Error> {
+        Ok(FullKey::new(&self.prefix, key.keyspace().profile().name(), key.writer()?))
+    }
+
+    fn count_invalidation<T>(&self, key: &Key<T>) {
+        let stats = &self.cache.state.stats;
+        stats.counters(stats.slot(key.keyspace().profile().name())).invalidations.increment();
+    }
+
     fn target<T: 'static>(&self, key: &Key<T>) -> Result<Target<'_>, Error> {
         let keyspace = key.keyspace();
         Ok(Target {
             state: &self.cache.state,
-            key: FullKey::new(&self.prefix, keyspace.profile().name(), key.writer()?).with_tags(key.tags()),
+            key: self.name(key)?.with_tags(key.tags()?),
             binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none().with_version(keyspace.version()) },
             profile: *keyspace.profile(),
             version: keyspace.version(),
@@ -294,20 +304,16 @@ impl Scoped {
     /// ```
     pub async fn invalidate_and_hold<T: 'static>(&self, key: &Key<T>, hold: Duration) -> Invalidated {
         // A key that cannot be used names no entry.
-        let Ok(target) = self.target(key) else { return Invalidated::Applied };
-        target.state.stats.counters(target.slot()).invalidations.increment();
-        invalidate::hold(target.state, &target.key, hold).await
+        let Ok(name) = self.name(key) else { return Invalidated::Applied };
+        self.count_invalidation(key);
+        invalidate::hold(&self.cache.state, &name, hold).await
     }
 
     /// Removes values. Cost: at most one round trip for all.
     pub async fn invalidate_many<T: 'static>(&self, keys: &[Key<T>]) -> Invalidated {
         // A key that cannot be used names no entry.
-        let targets: Vec<_> = keys.iter().filter_map(|key| self.target(key).ok()).collect();
-        for target in &targets {
-            target.state.stats.counters(target.slot()).invalidations.increment();
-        }
-        let keys: Vec<_> = targets.into_iter().map(|target| target.key).collect();
-        invalidate::keys(&self.cache.state, &keys).await
+        let names = keys.iter().filter_map(|key| self.name(key).inspect(|_| self.count_invalidation(key)).ok());
+        invalidate::keys(&self.cache.state, &names.collect::<Vec<_>>()).await
     }
 
     /// Removes what a pattern over `profile:identifier` covers, for instance `workflow_def:abc*`. `*` stands for any
@@ -356,12 +362,14 @@ pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Life>, Error> {
     if state.is_off() {
         return Ok(None);
     }
+    // Before the look into the journal.
+    let asked_at = state.clock.now();
     match &state.remote {
         Some(_) if target.must_miss() => Ok(None),
         Some(remote) => {
             let life = remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await?;
             // As in `Target::accept`: the connection may be one to a server that came back with what it had removed.
-            Ok(life.filter(|_| !state.journal.doubts(&target.key)))
+            Ok(life.filter(|_| !state.journal.doubts(&target.key, asked_at)))
         }
         None => {
             let now = state.clock.now();

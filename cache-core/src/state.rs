@@ -45,7 +45,7 @@ pub(crate) struct State {
     pub(crate) sink: Sink,
     pub(crate) cap: Cap,
     pub(crate) journal: Journal,
-    /// Write fences where there is no Redis to hold them.
+    /// Write fences of this process.
     pub(crate) holds: Holds,
     /// Whether a task is sending again what the journal holds.
     pub(crate) replaying: AtomicBool,
@@ -183,7 +183,7 @@ impl Target<'_> {
         let Some(bytes) = &read.value else { return Verdict::Miss { seen: None } };
         // A connection made for this very command puts acknowledged invalidations in doubt, after the caller has
         // looked into the journal: the server may have come back with what it had removed.
-        if self.state.journal.doubts(&self.key) {
+        if self.state.journal.doubts(&self.key, asked_at) {
             return Verdict::Miss { seen: None };
         }
         let identity = envelope::identity::<T>(self.key.as_str(), self.binding.origin.seed());

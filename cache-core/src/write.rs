@@ -10,7 +10,7 @@ use crate::{
     error::{Error, ErrorKind},
     invalidate,
     near::Cached,
-    remote::{Budget, Lease, Remote},
+    remote::{Budget, Lease, Remote, breaks_connection},
     state::Target,
     sync::Arc,
 };
@@ -106,7 +106,16 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
     // Before: a copy read from now on may be older than this value. After: one read meanwhile may be, too. The
     // value itself is not kept near: another process's newer one may have been announced already.
     state.near.stripes.bump(target.key.as_str());
-    let stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
+    let mut unanswered = Unanswered { target, is_answered: false };
+    let mut stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
+    if stored.as_ref().is_err_and(breaks_connection) {
+        stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
+        if stored.is_ok() {
+            // The first one may still arrive, after somebody's later invalidation.
+            invalidate::when_late(state, &target.key);
+        }
+    }
+    unanswered.is_answered = stored.is_ok();
     state.near.stripes.bump(target.key.as_str());
     state.near.remove(target.key.as_str());
     match stored {
@@ -114,12 +123,25 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         Ok(false) => counters.refused.increment(),
         Err(error) => {
             counters.remote_errors.increment();
-            // Stored or not: the older value must not be read as if nothing had happened.
-            invalidate::after_set(state, &target.key);
             return Err(error);
         }
     }
     Ok(())
+}
+
+/// A SET under way. Dropped without an answer, also with its caller, it may be stored or not: the older value must not
+/// be read as if nothing had happened, and the new one not come after somebody's later invalidation.
+struct Unanswered<'a> {
+    target: &'a Target<'a>,
+    is_answered: bool,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            invalidate::after_set(self.target.state, &self.target.key);
+        }
+    }
 }
 
 /// Gives a valid entry its full TTL again. False when there is none.

@@ -636,5 +636,7 @@ async fn a_bad_tag_runs_the_body() {
 
     assert_eq!((page("").await, page("").await), (1, 2));
     assert_eq!((page("x").await, page("x").await), (3, 3));
-    assert!(page::key("").unwrap_err().to_string().contains("tag"));
+    assert!(page::put("", 5).await.unwrap_err().to_string().contains("tag"));
+    // Its name is known all the same.
+    assert!(page::invalidate("").await.is_applied());
 }

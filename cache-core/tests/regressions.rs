@@ -581,10 +581,16 @@ async fn the_closure_of_a_fetch_is_not_called_on_a_hit() {
     assert_eq!(called.load(Ordering::SeqCst), 0);
 }
 
-/// G1 in the end. A SET gets no answer; another process invalidates, which is acknowledged; and then the SET arrives, just
-/// in time to be taken. It is undone.
+/// G1 in the end. A SET gets no answer in time, or its caller is dropped; another process invalidates, which is acknowledged;
+/// and then the SET arrives, just in time to be taken. It is undone.
 #[tokio::test]
 async fn a_set_that_arrives_after_its_caller_gave_up_does_not_stay() {
+    for is_dropped in [false, true] {
+        set_late(is_dropped).await;
+    }
+}
+
+async fn set_late(is_dropped: bool) {
     let server = Server::start();
     let proxy = Proxy::start(&server);
     let builder = Cache::builder().url(proxy.url()).op_timeout(Duration::from_millis(400));
@@ -594,7 +600,14 @@ async fn a_set_that_arrives_after_its_caller_gave_up_does_not_stay() {
     let key = REPORTS.key("late");
     acme.set(&REPORTS.key("other"), "connects".to_owned()).await.unwrap();
     proxy.hold(support::Hold::Command("SET"));
-    acme.set(&key, "late".to_owned()).await.unwrap_err();
+    if is_dropped {
+        tokio::select! {
+            stored = acme.set(&key, "late".to_owned()) => panic!("{stored:?}"),
+            () = proxy.until_arrived("SET", 1) => {}
+        }
+    } else {
+        acme.set(&key, "late".to_owned()).await.unwrap_err();
+    }
     assert!(others.invalidate(&key).await.is_applied());
     proxy.hold(support::Hold::None);
     let given_up = tokio::time::Instant::now();

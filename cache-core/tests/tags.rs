@@ -82,6 +82,11 @@ async fn a_tag_that_cannot_be_used_is_named_and_the_fetch_runs() {
         assert_eq!(*acme.get_or_fetch(&key, || async { 5_u64 }).await, 5);
     }
     assert!(acme.invalidate_tag("").await.is_applied());
+    // Invalidating needs no tags, so bad ones are no hindrance.
+    let key = tagged(2, &["good"]);
+    acme.set(&key, 2).await.unwrap();
+    assert!(acme.invalidate(&tagged(2, &[""])).await.is_applied());
+    assert_eq!(acme.get(&key).await.unwrap(), None);
 }
 
 /// G1 and G2: fetch begins, tag invalidated (in this process, in another), fetch ends: its value is not stored, and a

@@ -209,7 +209,7 @@ impl Near {
     /// Gives the entry under `key` a new end of life. Returns whether there was one.
     pub(crate) fn touch(&self, key: &str, tags: &[Box<str>], origin: &Origin, now: Instant, expires: Instant) -> bool {
         // A value that is stored between the look and the replacement would be lost to the older one.
-        let _writing = self.writing(key);
+        let writing = self.writing(key);
         let Some(stored) = self.entries.peek(key) else { return false };
         let entry = &stored.entry;
         if entry.origin != *origin || !self.is_alive(entry, tags, now) {
@@ -217,7 +217,10 @@ impl Near {
         }
         // Its watch is kept: an invalidation in between still counts.
         let touched = Stored { entry: Entry { expires, ..stored.entry }, ..stored };
-        self.entries.replace(key.into(), touched, true).is_ok()
+        let replaced = self.entries.replace(key.into(), touched, true);
+        drop(writing);
+        // Removed meanwhile: its value may be dropped here, under no lock.
+        replaced.is_ok()
     }
 
     fn writing(&self, key: &str) -> MutexGuard<'_, ()> {

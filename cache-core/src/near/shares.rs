@@ -18,7 +18,8 @@ pub(super) struct Shares {
 #[derive(Debug, Default)]
 struct Tenants {
     by_scope: HashMap<Box<str>, Arc<Share>>,
-    /// How many there may be before those that hold nothing are forgotten.
+    /// Entries stored since what is gone was forgotten last, and how many there may be before it is forgotten again.
+    stored: usize,
     tidy_at: usize,
 }
 
@@ -26,14 +27,8 @@ struct Tenants {
 #[derive(Debug, Default)]
 struct Share {
     bytes: AtomicU64,
-    entries: Mutex<Queue>,
-}
-
-/// A tenant's entries, oldest first; those that are gone included for a while.
-#[derive(Debug, Default)]
-struct Queue {
-    entries: VecDeque<(Box<str>, Weak<Charge>)>,
-    tidy_at: usize,
+    /// Its entries, oldest first; those that are gone included for a while.
+    entries: Mutex<VecDeque<(Box<str>, Weak<Charge>)>>,
 }
 
 /// The bytes of one entry, counted until it is dropped.
@@ -63,25 +58,19 @@ impl Shares {
 
     fn share(&self, scope: &str) -> Arc<Share> {
         let mut tenants = self.tenants.lock();
+        tenants.stored += 1;
+        if tenants.stored > tenants.tidy_at {
+            tenants.tidy();
+        }
         if let Some(share) = tenants.by_scope.get(scope) {
             return share.clone();
-        }
-        if tenants.by_scope.len() >= tenants.tidy_at {
-            // Only the map's own: no entry, and nobody about to store one.
-            tenants.by_scope.retain(|_, share| Arc::strong_count(share) > 1);
-            tenants.tidy_at = (tenants.by_scope.len() * 2).max(64);
         }
         tenants.by_scope.entry(scope.into()).or_default().clone()
     }
 
     /// Queues a stored entry of its tenant.
     pub(super) fn queue(&self, key: &str, charge: &Arc<Charge>) {
-        let mut queue = charge.share.entries.lock();
-        if queue.entries.len() >= queue.tidy_at {
-            queue.entries.retain(|(_, charge)| charge.strong_count() > 0);
-            queue.tidy_at = (queue.entries.len() * 2).max(64);
-        }
-        queue.entries.push_back((key.into(), Arc::downgrade(charge)));
+        charge.share.entries.lock().push_back((key.into(), Arc::downgrade(charge)));
     }
 
     /// The oldest entry of a tenant that holds too much.
@@ -89,6 +78,23 @@ impl Shares {
         if charge.share.bytes.load(Ordering::SeqCst) <= self.limit {
             return None;
         }
-        charge.share.entries.lock().entries.pop_front()
+        charge.share.entries.lock().pop_front()
+    }
+}
+
+impl Tenants {
+    /// Forgets entries that are gone, of all tenants, and tenants that hold nothing. As often as it costs no more than storing
+    /// did since the last time.
+    fn tidy(&mut self) {
+        let mut live = 0;
+        self.by_scope.retain(|_, share| {
+            let mut entries = share.entries.lock();
+            entries.retain(|(_, charge)| charge.strong_count() > 0);
+            entries.shrink_to_fit();
+            live += entries.len();
+            // Only the map's own: no entry, and nobody about to store one.
+            !entries.is_empty() || Arc::strong_count(share) > 1
+        });
+        (self.stored, self.tidy_at) = (0, live.max(1024));
     }
 }

@@ -106,6 +106,8 @@ impl Drop for UnderWay<'_> {
 }
 
 pub(super) async fn read(remote: &Arc<Remote>, budget: &mut Budget, key: &FullKey) -> Result<Read, Error> {
+    // Or it would be queued where nobody sends it.
+    budget.check()?;
     let before = remote.batcher.under_way.fetch_add(1, Ordering::Relaxed);
     let _under_way = UnderWay(&remote.batcher.under_way);
     if before < DIRECT {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use bb8_redis::redis::{Pipeline, Value, cmd};
 
-pub(crate) use self::failure::{LOADING, READ_ONLY};
+pub(crate) use self::failure::{LOADING, READ_ONLY, breaks_connection};
 use self::{
     batch::Batcher,
     breaker::Breaker,
@@ -195,7 +195,7 @@ impl Remote {
             args.extend(ids.iter().map(|id| &id[..]));
             let lua = &self.scripts.lease;
             match self.script(budget, lease.connection.clone(), lua, &lease.keys(), &args, Tries::One).await {
-                Err(error) if error.is_unavailable() && earlier.is_none() => {
+                Err(error) if breaks_connection(&error) && earlier.is_none() => {
                     earlier = Some(std::mem::replace(&mut lease.token, rand::random()));
                     lease.connection = None;
                 }
@@ -253,7 +253,7 @@ impl Remote {
         Ok(())
     }
 
-    /// SET. False when a write fence is up.
+    /// SET. False when a write fence is up. Sent once: what was sent first must not arrive after what is sent next.
     pub(crate) async fn set(
         self: &Arc<Self>,
         budget: &mut Budget,
@@ -274,7 +274,7 @@ impl Remote {
         let mut args: Vec<&[u8]> =
             vec![ttl_ms.as_bytes(), keep.as_bytes(), head, payload, self.channel.as_bytes(), &notice, late.as_bytes()];
         args.extend(ids.iter().map(|id| &id[..]));
-        match self.script(budget, None, &self.scripts.set, &keys, &args, Tries::Two).await?.0 {
+        match self.script(budget, None, &self.scripts.set, &keys, &args, Tries::One).await?.0 {
             // The server's clock was set forward since it was asked, or the network held us up.
             Value::Array(late) => {
                 if let Some(server_ms) = pool::server_ms(&Value::Array(late)) {

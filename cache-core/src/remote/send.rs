@@ -28,18 +28,22 @@ impl Budget {
         Self(op_timeout)
     }
 
-    fn check(self) -> Result<(), Error> {
-        if self.0.is_zero() { Err(used_up()) } else { Ok(()) }
-    }
-
-    /// Runs `command` within what is left, and takes off what it used.
-    pub(crate) async fn limit<R>(&mut self, command: impl Future<Output = Result<R, Error>>) -> Result<R, Error> {
-        self.check()?;
+    /// Whether a command can be sent at all: there is time left, and a runtime to carry it.
+    pub(super) fn check(self) -> Result<(), Error> {
+        if self.0.is_zero() {
+            return Err(used_up());
+        }
         if tokio::runtime::Handle::try_current().is_err() {
             let message =
                 "Redis can only be used from within a tokio runtime; without one the cache does without Redis";
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
+        Ok(())
+    }
+
+    /// Runs `command` within what is left, and takes off what it used.
+    pub(crate) async fn limit<R>(&mut self, command: impl Future<Output = Result<R, Error>>) -> Result<R, Error> {
+        self.check()?;
         let begun = tokio::time::Instant::now();
         // Tokio and the pool panic in a runtime without timers or one that shuts down.
         let limited = unpanicked(async { tokio::time::timeout(self.0, command).await }).await;
