@@ -116,6 +116,8 @@ pub(crate) async fn take_lease<T: CacheValue, E>(
     patience: Duration,
 ) -> Taking<T> {
     let period = call.state.options.lease;
+    // A little more than a period, so that a lease which nobody renews has ended by then, and is taken over.
+    let patience = if patience.is_zero() { patience } else { patience + LONGEST_POLL };
     // Generations and fence must outlive the fetch, or FILL is refused.
     let ttl = call.target.fresh_ttl(false).unwrap_or(period).max(call.state.options.max_fetch + period);
     let mut lease = Lease::new(&call.target.key, rand::random());

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cache_core::{Cache, Invalidated, Keyspace, Scoped, TtlProfile, cached};
+use cache_core::{Cache, Invalidated, Key, KeyArgument, Keyspace, Scoped, TtlProfile, cached};
 use support::{Fault, Hold, Proxy, Server, child};
 use tokio::{runtime::Runtime, sync::Semaphore, task::JoinHandle};
 
@@ -60,7 +60,7 @@ struct Row {
 }
 
 /// The annotated function whose entries direct verbs read, too.
-#[cached(profile = REPORT, key = "{id}", cache = cache, skip(cache, row))]
+#[cached(profile = REPORT, key = "{id}", tags = ["group"], cache = cache, skip(cache, row))]
 async fn report(id: &str, tenant_id: &str, cache: &Cache, row: &Row) -> String {
     let _ = (id, tenant_id, cache);
     row.read().await
@@ -123,12 +123,12 @@ impl Process {
     }
 
     async fn read(&self, entry: Entry<'_>, row: &str) -> String {
-        let key = REPORTS.key(entry.1);
+        let key = report_key(entry.1);
         (*in_time("a read", self.scope(entry).try_get_or_fetch(&key, || fetched(row))).await.unwrap()).clone()
     }
 
     async fn set(&self, entry: Entry<'_>, value: &str) {
-        in_time("a set", self.scope(entry).set(&REPORTS.key(entry.1), value.to_owned())).await.unwrap();
+        in_time("a set", self.scope(entry).set(&report_key(entry.1), value.to_owned())).await.unwrap();
     }
 
     fn refused(&self) -> u64 {
@@ -207,12 +207,18 @@ fn process() {
     });
 }
 
+/// All entries have one tag.
+fn report_key(id: impl KeyArgument) -> Key<String> {
+    REPORTS.key(id).with_tags(["group"])
+}
+
 /// What invalidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
     Key,
     Many,
     Keyspace,
+    Tag,
     Tenant,
     Pattern,
 }
@@ -228,14 +234,14 @@ enum Step {
 }
 
 impl How {
-    const ALL: [Self; 5] = [Self::Key, Self::Many, Self::Keyspace, Self::Tenant, Self::Pattern];
+    const ALL: [Self; 6] = [Self::Key, Self::Many, Self::Keyspace, Self::Tag, Self::Tenant, Self::Pattern];
 
     /// Every step, and whether what is `set` before it is covered: the server has not got to what removes it yet.
     fn steps(self) -> &'static [(Step, bool)] {
         use Step::{Command, Reply, Second};
         match self {
             Self::Key | Self::Many => &[(Command("INVALIDATE"), true), (Reply("INVALIDATE"), false)],
-            Self::Keyspace | Self::Tenant => {
+            Self::Keyspace | Self::Tag | Self::Tenant => {
                 &[(Command("UNLINK"), true), (Command("PUBLISH"), false), (Reply("PUBLISH"), false)]
             }
             Self::Pattern => &[
@@ -250,11 +256,12 @@ impl How {
     }
 
     async fn invalidate(self, scope: &Scoped, id: &str) -> Invalidated {
-        let key = REPORTS.key(id);
+        let key = report_key(id);
         match self {
             Self::Key => scope.invalidate(&key).await,
-            Self::Many => scope.invalidate_many(&[REPORTS.key("y"), key]).await,
+            Self::Many => scope.invalidate_many(&[report_key("y"), key]).await,
             Self::Keyspace => scope.invalidate_keyspace(&REPORTS).await,
+            Self::Tag => scope.invalidate_tag("group").await,
             Self::Tenant => scope.invalidate_all().await,
             Self::Pattern => scope.invalidate_pattern("report:x*").await,
         }
@@ -326,7 +333,7 @@ async fn every_step(setup: Setup) {
                         other.set((&tenant, "x-0"), "older");
                         if work == Work::Fetch && how != How::Pattern {
                             // A miss, so that there is a fetch. A pattern needs something to find.
-                            assert!(here.scope(entry).invalidate(&REPORTS.key("x-1")).await.is_applied());
+                            assert!(here.scope(entry).invalidate(&report_key("x-1")).await.is_applied());
                         }
                         match (work, same) {
                             (Work::Set, _) => {}
@@ -519,7 +526,7 @@ async fn a_leader_that_was_stopped_stores_nothing_and_serves_nothing_old_when_it
     stopped.begin(Work::Fetch, ("acme", "x"), "old");
     assert_eq!(stopped.read(("acme", "kept"), "new"), "old");
     stopped.0.pause();
-    assert!(here.scope(("acme", "kept")).invalidate(&REPORTS.key("kept")).await.is_applied());
+    assert!(here.scope(("acme", "kept")).invalidate(&report_key("kept")).await.is_applied());
     let invalidated = Instant::now();
     leads_instead(&mut other, ("acme", "x"), &server);
     tokio::time::sleep((BOUND + Duration::from_millis(50)).saturating_sub(invalidated.elapsed())).await;
@@ -541,7 +548,7 @@ async fn a_leader_that_was_stopped_stores_nothing_and_serves_nothing_old_when_it
 async fn fail(cache: &Cache, id: &str, shared: bool, fetch_ms: u64) -> String {
     let acme = cache.tenant("acme").unwrap();
     let fetches = AtomicUsize::new(0);
-    let key = REPORTS.key(id);
+    let key = report_key(id);
     let begun = Instant::now();
     let calls = (0..10).map(|_| async {
         let fetch = || async {
@@ -598,7 +605,7 @@ async fn batch(cache: &Cache, round: &str, reversed: bool) -> String {
     if reversed {
         ids.reverse();
     }
-    let keys: Vec<_> = ids.iter().map(|id| REPORTS.key(id.as_str())).collect();
+    let keys: Vec<_> = ids.iter().map(|id| report_key(id.as_str())).collect();
     let begun = Instant::now();
     let fetch = async |missing: Vec<cache_core::Key<String>>| {
         tokio::time::sleep(Duration::from_millis(30)).await;
@@ -647,7 +654,7 @@ async fn two_that_set_and_one_that_invalidates_leave_nothing_older_than_the_inva
     let (clock, dead) = (AtomicU64::new(1), AtomicU64::new(0));
     let numbers: Mutex<HashMap<u64, u64>> = Mutex::default();
     let tick = || clock.fetch_add(1, Ordering::SeqCst);
-    let key = REPORTS.key("x-1");
+    let key = report_key("x-1");
     let sets = scopes[..2].iter().map(|scope| async {
         for _ in 0..150 {
             let value = tick();
@@ -659,7 +666,7 @@ async fn two_that_set_and_one_that_invalidates_leave_nothing_older_than_the_inva
     let invalidations = async {
         for turn in 0..400 {
             let called = tick();
-            assert!(How::ALL[turn % 5].invalidate(&scopes[2], "x-1").await.is_applied());
+            assert!(How::ALL[turn % How::ALL.len()].invalidate(&scopes[2], "x-1").await.is_applied());
             dead.fetch_max(called, Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(turn as u64 % 3)).await;
         }
