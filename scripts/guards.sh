@@ -117,7 +117,7 @@ guard "touch under the lock of stores" $src/near/mod.rs \
     schedules a_touch_never_brings_anything_back
 guard "own write fences" $src/lead.rs 's/if call\.target\.is_held\(\) \{/if call.target.is_held() \&\& false {/' \
     hold a_fence_of_this_process_counts_while_redis_cannot_be_asked
-guard "own write fences of a batch" $src/many.rs 's/if led\.call\.target\.is_held\(\) \{/if led.call.target.is_held() \&\& false {/' \
+guard "own write fences of a batch" $src/lead.rs 's/if call\.target\.is_held\(\) \{/if call.target.is_held() \&\& false {/' \
     hold a_batch_that_overlaps_a_hold_keeps_nothing_under_its_fence
 
 printf '| guard taken out | test | |\n|---|---|---|\n%s' "$rows"

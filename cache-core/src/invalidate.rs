@@ -124,17 +124,10 @@ async fn apply(state: &Arc<State>, coverages: Vec<Coverage>, hold: Duration) -> 
 }
 
 /// Invalidates as soon as Redis can be reached, without waiting for it.
-fn later(state: &Arc<State>, coverage: Coverage) {
+pub(crate) fn later(state: &Arc<State>, coverage: Coverage) {
     bump(state, &coverage);
     state.journal.record(coverage);
     replay(state);
-}
-
-/// Invalidates what a SET without an answer may have stored: now, and once more when the server takes it no more. In
-/// between it may still arrive, after somebody's later invalidation.
-pub(crate) fn after_set(state: &Arc<State>, key: &FullKey) {
-    later(state, Coverage::Key(Box::new(key.clone())));
-    when_late(state, key);
 }
 
 /// Invalidates a key when the server takes no SET any more that was sent before.
@@ -252,6 +245,11 @@ fn replay(state: &Arc<State>) {
             let Some(remote) = &state.remote else { return };
             let pending = state.journal.pending();
             if pending.is_empty() {
+                drop(turn);
+                // Recorded while this task was ending: whoever did so took it for running.
+                if state.journal.has_pending() {
+                    replay(&state);
+                }
                 return;
             }
             // A fence that was not put up in time is of no use any more.
@@ -266,8 +264,7 @@ fn replay(state: &Arc<State>) {
     });
 }
 
-/// The turn of the replaying task. Given back when it ends, also with its runtime; and if something was recorded while
-/// it was ending, the next one begins.
+/// The turn of the replaying task. Given back when it ends, also with its runtime.
 struct Turn(std::sync::Weak<State>);
 
 impl Drop for Turn {

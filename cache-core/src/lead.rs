@@ -47,6 +47,18 @@ pub(crate) enum Storage {
     Nowhere,
 }
 
+impl Storage {
+    /// The lease to FILL under.
+    pub(crate) fn lease(&self) -> Option<&Release> {
+        if let Self::Fill(release) = self { Some(release) } else { None }
+    }
+
+    /// Whether nothing but the cap bounds how many fetch for it.
+    pub(crate) fn is_capped(&self) -> bool {
+        matches!(self, Self::Unconfirmed | Self::Nowhere)
+    }
+}
+
 /// Takes the lease, fetches and stores.
 pub(crate) async fn lead<T: CacheValue, E>(
     mut call: Call<'_, T, E>,
@@ -56,7 +68,7 @@ pub(crate) async fn lead<T: CacheValue, E>(
     let state = call.state;
     // What this process has invalidated without being heard, Redis may still hold: it is not asked.
     let unconfirmed = call.newer || call.target.must_miss();
-    let storage = match (&state.remote, unconfirmed) {
+    let mut storage = match (&state.remote, unconfirmed) {
         (None, _) => Storage::Alone,
         (Some(_), true) => Storage::Unconfirmed,
         (Some(remote), false) => match take_lease(&mut call, remote, &leader, state.options.lease).await {
@@ -68,19 +80,8 @@ pub(crate) async fn lead<T: CacheValue, E>(
             Taking::Storage(storage) => storage,
         },
     };
-    let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
-    // After the watch: a fence that comes later bumps what is watched. Whatever Redis said: it may not have been asked.
-    let storage = if call.target.is_held() { Storage::Nowhere } else { storage };
-    let near = state.options.near_bytes > 0;
-    if matches!(storage, Storage::Nowhere) || (matches!(storage, Storage::Unconfirmed) && !near) {
-        // No command will accept the value, so who joins later could not take it, and would find nothing near either.
-        leader.close();
-    }
-    leader.fetch_begins(watch);
-    let begun = Asked { asked_at, watch };
-    let lease = if let Storage::Fill(release) = &storage { Some(&**release) } else { None };
-    let capped = matches!(storage, Storage::Unconfirmed | Storage::Nowhere);
-    let value = match run(&call, Some(&leader), lease, capped, fetch).await {
+    let begun = begin(&call, &leader, &mut storage);
+    let value = match run(&call, Some(&leader), &storage, fetch).await {
         Ok(value) => value,
         // The lease is released by its guard: an error is not held across an await, so it need not be `Send`.
         Err(error) => {
@@ -88,7 +89,7 @@ pub(crate) async fn lead<T: CacheValue, E>(
             return Err(error);
         }
     };
-    let cost = call.state.clock.now().since(asked_at);
+    let cost = call.state.clock.now().since(begun.asked_at);
     let accepted = store(&mut call, &leader, storage, &value, begun, cost).await;
     leader.finish(Ending::Value(erase(&value)), accepted);
     Ok(value)
@@ -99,7 +100,23 @@ pub(crate) async fn fetch_alone<T: CacheValue, E>(
     call: &Call<'_, T, E>,
     fetch: impl Future<Output = Result<Cached<T>, E>>,
 ) -> Result<Cached<T>, E> {
-    run(call, None, None, true, fetch).await
+    run(call, None, &Storage::Nowhere, fetch).await
+}
+
+/// What comes right before a fetch: its watch, a look at this process's write fences, and the word to all who join.
+pub(crate) fn begin<T: CacheValue, E>(call: &Call<'_, T, E>, leader: &Leader<'_>, storage: &mut Storage) -> Asked {
+    let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
+    // After the watch: a fence that comes later bumps what is watched. Whatever Redis said: it may not have been asked.
+    if call.target.is_held() {
+        *storage = Storage::Nowhere;
+    }
+    let near = call.state.options.near_bytes > 0;
+    if matches!(storage, Storage::Nowhere) || (matches!(storage, Storage::Unconfirmed) && !near) {
+        // No command will accept the value, so who joins later could not take it, and would find nothing near either.
+        leader.close();
+    }
+    leader.fetch_begins(watch);
+    Asked { asked_at, watch }
 }
 
 pub(crate) enum Taking<T> {
@@ -205,20 +222,20 @@ async fn wait_for_release<T, E>(
     }
 }
 
-/// Runs the fetch, under the cap where nothing else bounds the number of fetches, and beside it whatever shows that this leader is alive.
+/// Runs the fetch, and beside it whatever shows that this leader is alive.
 async fn run<T: CacheValue, E>(
     call: &Call<'_, T, E>,
     leader: Option<&Leader<'_>>,
-    release: Option<&Release>,
-    capped: bool,
+    storage: &Storage,
     fetch: impl Future<Output = Result<Cached<T>, E>>,
 ) -> Result<Cached<T>, E> {
     let mut outcome = Outcome { counters: call.counters, failed: true };
+    let release = storage.lease();
     let token = release.map_or([0; 16], Release::token);
     let frame = (call.target.key.as_str(), call.target.binding, token);
     // Beside the beat: a leader that waits for a permit is alive.
     let mut fetch = pin!(async {
-        let _permit = if capped { call.state.cap.permit(call.state.options.lease).await } else { None };
+        let _permit = if storage.is_capped() { call.state.cap.permit(call.state.options.lease).await } else { None };
         call.counters.fetches.increment();
         nesting::within(call.state.id, [frame], fetch).await
     });

@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     invalidate,
     keyspace::Key,
-    lead::{self, Asked, Outcome, Storage, Taking},
+    lead::{self, Asked, Outcome, Release, Storage, Taking},
     near::{Cached, erase},
     nesting,
     read_through::read_through,
@@ -206,40 +206,22 @@ where
 {
     let Some(first) = led.first() else { return Ok(()) };
     let (state, counters) = (first.call.state, first.call.counters);
-    let begun: Vec<Asked> = led
-        .iter_mut()
-        .map(|led| {
-            let asked = Asked { asked_at: state.clock.now(), watch: led.call.target.watch() };
-            // After the watch: a fence that comes later bumps what is watched.
-            if led.call.target.is_held() {
-                led.storage = Storage::Nowhere;
-            }
-            let near = state.options.near_bytes > 0;
-            if matches!(led.storage, Storage::Nowhere) || (matches!(led.storage, Storage::Unconfirmed) && !near) {
-                led.leader.close();
-            }
-            led.leader.fetch_begins(asked.watch);
-            asked
-        })
-        .collect();
-    let without_lease = led.iter().any(|led| matches!(led.storage, Storage::Unconfirmed | Storage::Nowhere));
+    let begun: Vec<Asked> = led.iter_mut().map(|led| lead::begin(&led.call, &led.leader, &mut led.storage)).collect();
+    let is_capped = led.iter().any(|led| led.storage.is_capped());
     let mut outcome = Outcome { counters, failed: true };
     let frames = led.iter().map(|led| {
-        let lease = if let Storage::Fill(release) = &led.storage { release.token() } else { [0; 16] };
+        let lease = led.storage.lease().map_or([0; 16], Release::token);
         (led.call.target.key.as_str(), led.call.target.binding, lease)
     });
     let missing = led.iter().map(|led| keys[led.at].clone()).collect();
     let result = {
         // Beside the beats: leaders that wait for a permit are alive, and keep their leases.
         let mut fetching = pin!(async {
-            let _permit = if without_lease { state.cap.permit(state.options.lease).await } else { None };
+            let _permit = if is_capped { state.cap.permit(state.options.lease).await } else { None };
             counters.fetches.increment();
             nesting::within(state.id, frames, async { fetch(missing).await.map(collect) }).await
         });
-        let beats = led.iter().map(|led| {
-            let release = if let Storage::Fill(release) = &led.storage { Some(&**release) } else { None };
-            lead::beat(&led.call, Some(&led.leader), release)
-        });
+        let beats = led.iter().map(|led| lead::beat(&led.call, Some(&led.leader), led.storage.lease()));
         let mut beats = pin!(join_all(beats));
         lead::beside(&mut fetching, &mut beats).await
     };

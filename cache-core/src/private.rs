@@ -237,12 +237,29 @@ impl<'c> Call<'c> {
         shape: S,
         fetch: impl FnOnce() -> F,
     ) -> Pin<Box<impl Future<Output = R>>> {
+        self.fetched(shape, fetch, false)
+    }
+
+    /// A call, or a refresh.
+    fn fetched<R, S: Shape<R>, F: Future<Output = R>>(
+        self,
+        shape: S,
+        fetch: impl FnOnce() -> F,
+        is_refresh: bool,
+    ) -> Pin<Box<impl Future<Output = R>>> {
         Box::pin(async move {
             let Some(target) = self.target_or_bypass::<S::Value>() else { return fetch().await };
             let mut fetch = pin!(fetch());
             let split = async { shape.split(fetch.as_mut().await) };
+            let read = async {
+                if is_refresh {
+                    read_through::refresh(&target, split).await
+                } else {
+                    read_through::read_through(&target, split, shape.sharing()).await
+                }
+            };
             // Errors are never held across an await: they need not be `Send`.
-            let value = match read_through::read_through(&target, split, shape.sharing()).await {
+            let value = match read.await {
                 Ok(value) => value,
                 Err(error) => return shape.fail(error),
             };
@@ -261,19 +278,7 @@ impl<'c> Call<'c> {
         shape: S,
         fetch: impl FnOnce() -> F,
     ) -> Pin<Box<impl Future<Output = R>>> {
-        Box::pin(async move {
-            let Some(target) = self.target_or_bypass::<S::Value>() else { return fetch().await };
-            let mut fetch = pin!(fetch());
-            let split = async { shape.split(fetch.as_mut().await) };
-            let value = match read_through::refresh(&target, split).await {
-                Ok(value) => value,
-                Err(error) => return shape.fail(error),
-            };
-            match shape.join(value) {
-                Some(returned) => returned,
-                None => fetch.await,
-            }
-        })
+        self.fetched(shape, fetch, true)
     }
 
     /// What a call would return, if a tier has it.

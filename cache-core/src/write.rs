@@ -9,6 +9,7 @@ use crate::{
     },
     error::{Error, ErrorKind},
     invalidate,
+    journal::Coverage,
     near::Cached,
     remote::{Budget, Lease, Remote, breaks_connection},
     state::Target,
@@ -115,7 +116,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
             invalidate::when_late(state, &target.key);
         }
     }
-    unanswered.is_answered = stored.is_ok();
+    unanswered.is_answered = !stored.as_ref().is_err_and(Error::is_unavailable);
     state.near.stripes.bump(target.key.as_str());
     state.near.remove(target.key.as_str());
     match stored {
@@ -123,14 +124,17 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         Ok(false) => counters.refused.increment(),
         Err(error) => {
             counters.remote_errors.increment();
+            // Refused: the older value must not be read as if nothing had happened.
+            invalidate::later(state, Coverage::Key(Box::new(target.key.clone())));
             return Err(error);
         }
     }
     Ok(())
 }
 
-/// A SET under way. Dropped without an answer, also with its caller, it may be stored or not: the older value must not
-/// be read as if nothing had happened, and the new one not come after somebody's later invalidation.
+/// A SET under way. Dropped without an answer, also with its caller, it may be stored or not: neither the older value nor
+/// this one is to be read as if nothing had happened. And once more when the server takes it no more, as in between it
+/// may arrive after somebody's later invalidation.
 struct Unanswered<'a> {
     target: &'a Target<'a>,
     is_answered: bool,
@@ -139,7 +143,9 @@ struct Unanswered<'a> {
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
-            invalidate::after_set(self.target.state, &self.target.key);
+            let Target { state, key, .. } = self.target;
+            invalidate::later(state, Coverage::Key(Box::new(key.clone())));
+            invalidate::when_late(state, key);
         }
     }
 }

@@ -259,8 +259,8 @@ impl Remote {
         }
     }
 
-    /// Sends the command, and once more on a new connection where the first was lost or gives a reply that cannot be
-    /// the command's: every command of the protocol may be repeated.
+    /// Sends the command, and where `tries` allows it once more on a new connection when the first was lost or gives a
+    /// reply that cannot be the command's.
     pub(super) async fn attempt(
         &self,
         connection: Option<Connection>,
