@@ -1,64 +1,51 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// The order of the list is the direction of imports: a module uses what stands above it. `tests/layering.rs` checks.
-// 0 leaves
-mod error;
-mod sync;
-mod clock;
+// The order of the list is the direction of imports: a module uses what stands below it. `tests/layering.rs` checks.
+// what the expansion of the attribute names
+#[doc(hidden)]
+#[path = "macro_door/mod.rs"]
+pub mod __private;
+// what users hold
+mod api;
+// the paths of a call
+mod read;
+mod write;
+mod invalidate;
+// what they go through
+mod target;
+mod state;
+mod flight;
+mod near;
+mod remote;
+mod pending;
+mod options;
+mod value;
+mod key;
+// the ground
 mod stats;
 mod sink;
-// 1 values
-mod key;
-mod ttl;
-mod codec;
-mod keyspace;
-mod notice;
-mod options;
-// 2 stores
-mod near;
-mod single_flight;
-mod remote;
-// 3 protocols, and what one call needs
-mod journal;
-mod hold;
-mod nesting;
-mod cap;
-mod share;
-mod shape;
-mod waiters;
-mod state;
-mod backplane;
-mod call;
-// 4 paths
-mod invalidate;
-mod write;
-mod lead;
-mod read_through;
-mod many;
-// 5 handle
-mod config;
-mod cache;
-mod builder;
-mod scoped;
-mod global;
-// 6 macro door
-#[doc(hidden)]
-#[path = "private.rs"]
-pub mod __private;
+mod clock;
+mod sync;
+mod error;
 
 #[cfg(feature = "macros")]
 pub use cache_macros::cached;
 
 pub use self::{
-    builder::Builder,
-    cache::{Cache, Health, Status},
-    codec::{CacheValue, Codec},
+    api::{
+        builder::Builder,
+        cache::{Cache, Health, Status},
+        scoped::Scoped,
+    },
     error::{Error, ErrorKind},
     invalidate::Invalidated,
     key::{Canonical, KeyArgument, KeyWriter, TenantArgument},
-    keyspace::{Key, Keyspace},
-    scoped::Scoped,
     stats::{ProfileStats, Stats},
-    ttl::{TtlProfile, profiles},
+    value::{
+        TtlProfile,
+        codec::{CacheValue, Codec},
+        keyspace::{Key, Keyspace},
+        profiles,
+    },
 };

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::codec::Codec;
+use crate::value::codec::Codec;
 
 /// Settings of a cache. Every field is checked by the builder.
 #[derive(Clone, Debug)]

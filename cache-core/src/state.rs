@@ -1,35 +1,22 @@
-//! What the clones of a cache share, and one entry of it as the paths see it.
-
-use std::time::Duration;
+//! What the clones of a cache share.
 
 use crate::{
-    cap::Cap,
-    clock::{Clock, Instant},
-    codec::{
-        CacheValue, Codec, encoded_len,
-        envelope::{self, Rejected},
-    },
-    error::{Error, ErrorKind},
-    hold::Holds,
-    journal::{self, Journal},
+    clock::Clock,
+    error::Error,
+    flight::{Flights, cap::Cap, waiters::Waiters},
     key::FullKey,
-    keyspace::{Binding, Origin},
-    near::{Cached, Entry, Near, Watch, erase},
+    near::{Cached, Near},
     options::Options,
-    remote::{Read, Remote},
-    single_flight::Flights,
+    pending::{
+        fences::Holds,
+        journal::{self, Journal},
+    },
+    remote::Remote,
     sink::Sink,
-    stats::{Counters, Registry, Slot},
+    stats::{Counters, Registry},
     sync::{Arc, AtomicBool, AtomicU64, Ordering},
-    ttl::{TtlProfile, jitter::jittered},
-    waiters::Waiters,
+    value::{codec::CacheValue, keyspace::Origin},
 };
-
-/// How long a copy may be served beside Redis without word from the backplane, and how far its word carries. A little under the three seconds
-/// promised: the coarse clock is up to 10 ms late.
-pub(crate) const UNCONFIRMED: Duration = Duration::from_millis(2_950);
-/// The life of a near copy beside Redis where its profile names none.
-const NEAR_TTL: Duration = Duration::from_secs(30);
 
 /// What the clones of a cache share.
 #[derive(Debug)]
@@ -105,199 +92,5 @@ impl State {
     pub(crate) fn remote_failed(&self, what: &'static str, counters: &Counters, error: &Error) {
         counters.remote_errors.increment();
         self.sink.report(what, error);
-    }
-}
-
-/// One entry of a cache: its key, and what its keyspace says about it.
-#[derive(Debug)]
-pub(crate) struct Target<'a> {
-    pub(crate) state: &'a Arc<State>,
-    pub(crate) key: FullKey,
-    pub(crate) binding: Binding,
-    pub(crate) profile: TtlProfile,
-    pub(crate) version: u32,
-    pub(crate) codec: Option<Codec>,
-    /// Beside Redis, whether the near tier is passed by.
-    pub(crate) strict: bool,
-}
-
-/// What the remote tier said about an entry.
-#[derive(Debug)]
-pub(crate) enum Verdict<T> {
-    Hit(Cached<T>),
-    /// Nothing usable; the start of what is there, if anything is.
-    Miss {
-        seen: Option<Vec<u8>>,
-    },
-    /// A newer binary's entry, to be left alone.
-    Newer,
-}
-
-impl Target<'_> {
-    #[inline]
-    pub(crate) fn lookup_near<T: CacheValue>(&self) -> Option<Cached<T>> {
-        if self.strict && self.state.remote.is_some() {
-            return None;
-        }
-        self.state.lookup_near(&self.key, &self.binding.origin)
-    }
-
-    /// Whether a write fence of this process is up.
-    pub(crate) fn is_held(&self) -> bool {
-        self.state.holds.is_held(self.key.as_str(), self.state.clock.now())
-    }
-
-    /// Whether Redis may hold a value of this entry that this process has invalidated without being heard.
-    pub(crate) fn must_miss(&self) -> bool {
-        self.state.journal.must_miss(&self.key)
-    }
-
-    pub(crate) fn slot(&self) -> Slot {
-        self.state.stats.slot(self.profile.name())
-    }
-
-    /// Begins to watch this entry for invalidations: before anyone is asked for its value.
-    pub(crate) fn watch(&self) -> Watch {
-        self.state.near.stripes.watch(self.key.watched())
-    }
-
-    pub(crate) fn codec(&self) -> Codec {
-        self.codec.unwrap_or(self.state.options.codec)
-    }
-
-    /// The life of a new entry, jittered; `None` for a `None` that is not to be cached.
-    pub(crate) fn fresh_ttl(&self, negative: bool) -> Option<Duration> {
-        let ttl = if negative {
-            self.profile.negative_ttl()?
-        } else {
-            let overrides = &self.state.options.ttl_overrides;
-            overrides.get(self.profile.name()).copied().unwrap_or(self.profile.ttl())
-        };
-        Some(jittered(ttl, self.profile.jitter(), rand::random()))
-    }
-
-    /// Verifies and decodes what READ or LEASE returned, and keeps a hit near. `asked_at` and `watch` are of before
-    /// it was sent.
-    pub(crate) fn accept<T: CacheValue>(&self, read: &Read, asked_at: Instant, watch: Watch, slot: Slot) -> Verdict<T> {
-        let counters = self.state.stats.counters(slot);
-        let Some(bytes) = &read.value else { return Verdict::Miss { seen: None } };
-        // A connection made for this very command puts acknowledged invalidations in doubt, after the caller has
-        // looked into the journal: the server may have come back with what it had removed.
-        if self.state.journal.doubts(&self.key, asked_at) {
-            return Verdict::Miss { seen: None };
-        }
-        let identity = envelope::identity::<T>(self.key.as_str(), self.binding.origin.seed());
-        let unusable = |count: bool| {
-            if count {
-                counters.unusable.increment();
-            }
-            Verdict::Miss { seen: Some(bytes.get(..envelope::SEEN).unwrap_or(bytes).to_vec()) }
-        };
-        let opened = match envelope::open(bytes, &identity, self.version, &read.generations) {
-            Ok(opened) => opened,
-            Err(Rejected::Newer) => {
-                counters.newer_version.increment();
-                return Verdict::Newer;
-            }
-            Err(rejected) => return unusable(rejected == Rejected::Unusable),
-        };
-        let value = if opened.negative {
-            None
-        } else {
-            let Some(value) = opened.codec.decode::<T>(opened.payload) else { return unusable(true) };
-            Some(Arc::new(value))
-        };
-        let server_now = self.state.remote.as_ref().map_or(0, |remote| remote.server_now_ms());
-        // An entry whose age cannot be told is served, and not kept: a near copy must not outlive it.
-        if let Some(left) = opened.stamp.remaining(server_now) {
-            self.keep_confirmed(&value, left, asked_at, watch, slot, opened.payload.len());
-        }
-        Verdict::Hit(value)
-    }
-
-    /// Keeps a copy of what a command accepted that was sent at `asked_at`.
-    pub(crate) fn keep_confirmed<T: CacheValue>(
-        &self,
-        value: &Cached<T>,
-        left: Duration,
-        asked_at: Instant,
-        watch: Watch,
-        slot: Slot,
-        len: usize,
-    ) {
-        let near_ttl = self.profile.near_ttl().unwrap_or(NEAR_TTL).min(left);
-        // From before the command was sent: the server began to count after that.
-        let expires = asked_at.saturating_add(near_ttl);
-        self.keep(value, [expires, asked_at.saturating_add(UNCONFIRMED)], watch, slot, len);
-    }
-
-    /// Keeps a value that no command accepted and whose fetch began at `asked_at`: no longer than is safe without
-    /// word from anyone.
-    pub(crate) fn keep_unconfirmed<T: CacheValue>(
-        &self,
-        value: &Cached<T>,
-        ttl: Duration,
-        asked_at: Instant,
-        watch: Watch,
-        slot: Slot,
-        len: usize,
-    ) {
-        let near_ttl = self.profile.near_ttl().unwrap_or(NEAR_TTL).min(ttl).min(UNCONFIRMED);
-        self.keep(value, [asked_at.saturating_add(near_ttl), Instant::MAX], watch, slot, len);
-    }
-
-    /// Keeps a value in a cache that has no remote tier. `Err` when its size cannot be told or is too large.
-    pub(crate) fn keep_alone<T: CacheValue>(
-        &self,
-        value: &Cached<T>,
-        ttl: Duration,
-        watch: Watch,
-        slot: Slot,
-    ) -> Result<(), Error> {
-        let len = value.as_deref().map_or(Ok(0), encoded_len)?;
-        self.check_len(len)?;
-        self.keep(value, [self.state.clock.now().saturating_add(ttl), Instant::MAX], watch, slot, len);
-        Ok(())
-    }
-
-    /// `until`: the end of its life, and until when it needs nobody to vouch for it.
-    fn keep<T: CacheValue>(&self, value: &Cached<T>, until: [Instant; 2], watch: Watch, slot: Slot, len: usize) {
-        if self.state.options.near_bytes == 0 {
-            return;
-        }
-        let origin = self.binding.origin;
-        let entry = Entry {
-            value: erase(value),
-            origin,
-            watch,
-            expires: until[0],
-            sure_until: until[1],
-            negative: value.is_none(),
-            slot,
-        };
-        self.state.near.insert(self.key.scope(), self.key.as_str(), entry, len);
-    }
-
-    pub(crate) fn check_len(&self, len: usize) -> Result<(), Error> {
-        let max = self.state.options.max_value;
-        if len as u64 <= max {
-            return Ok(());
-        }
-        let message = format!(
-            "a value of profile {} is {len} bytes encoded, at most {max} are stored; see `Builder::max_value`",
-            self.profile.name()
-        );
-        Err(Error::new(ErrorKind::TooLarge, message))
-    }
-
-    /// Counts and reports why a value was not stored.
-    pub(crate) fn not_stored(&self, slot: Slot, error: &Error) {
-        let counters = self.state.stats.counters(slot);
-        match error.kind() {
-            ErrorKind::TooLarge => counters.too_large.increment(),
-            ErrorKind::Encode => counters.encode_errors.increment(),
-            _ => counters.remote_errors.increment(),
-        }
-        self.state.sink.report("store", error);
     }
 }

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use crate::{
-    codec::{
-        CacheValue,
-        envelope::{self, HEAD, Head, Stamp},
-    },
     error::{Error, ErrorKind},
     invalidate,
-    journal::Coverage,
     near::Cached,
+    pending::journal::Coverage,
     remote::{Budget, Lease, Remote, breaks_connection},
-    state::Target,
     sync::Arc,
+    target::Target,
+    value::{
+        codec::CacheValue,
+        envelope::{self, HEAD, Head, Stamp},
+    },
 };
 
 /// A value ready to be stored.

@@ -1,4 +1,4 @@
-//! The order of modules in `lib.rs` is the direction of imports: a module uses what stands above it.
+//! The order of modules in `lib.rs` is the direction of imports: a module uses what stands below it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ fn modules() -> Vec<(String, Vec<PathBuf>)> {
     modules
         .map(|name| {
             let mut files = Vec::new();
-            let stem = if name == "__private" { "private" } else { &name };
+            let stem = if name == "__private" { "macro_door" } else { &name };
             collect(&source.join(stem), &mut files);
             files.extend([source.join(format!("{stem}.rs"))].into_iter().filter(|file| file.exists()));
             assert!(!files.is_empty(), "no file of module {name}");
@@ -101,7 +101,7 @@ fn re_exports() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn no_module_uses_one_that_stands_below_it() {
+fn no_module_uses_one_that_stands_above_it() {
     let modules = modules();
     let place: BTreeMap<&str, usize> = modules.iter().enumerate().map(|(at, (name, _))| (name.as_str(), at)).collect();
     let re_exports = re_exports();
@@ -112,12 +112,12 @@ fn no_module_uses_one_that_stands_below_it() {
             uses.visit_file(&syn::parse_file(&fs::read_to_string(file).unwrap()).unwrap());
             for used in uses.0 {
                 let used = re_exports.get(&used).unwrap_or(&used);
-                if place.get(used.as_str()).is_some_and(|used| *used > at) {
-                    broken.push(format!("{name} uses {used}, which stands below it ({})", file.display()));
+                if place.get(used.as_str()).is_some_and(|used| *used < at) {
+                    broken.push(format!("{name} uses {used}, which stands above it ({})", file.display()));
                 }
             }
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
-    assert!(modules.len() > 20, "the list was read");
+    assert!(modules.len() > 15, "the list was read");
 }

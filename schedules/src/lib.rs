@@ -15,56 +15,34 @@ mod explore;
 mod fast;
 mod sync;
 
-#[path = "../../cache-core/src/backplane.rs"]
-mod backplane;
-#[path = "../../cache-core/src/call.rs"]
-mod call;
-#[path = "../../cache-core/src/cap.rs"]
-mod cap;
-#[path = "../../cache-core/src/codec/mod.rs"]
-mod codec;
 #[path = "../../cache-core/src/error.rs"]
 mod error;
-#[path = "../../cache-core/src/hold.rs"]
-mod hold;
-#[path = "../../cache-core/src/invalidate.rs"]
+#[path = "../../cache-core/src/flight/mod.rs"]
+mod flight;
+#[path = "../../cache-core/src/invalidate/mod.rs"]
 mod invalidate;
-#[path = "../../cache-core/src/journal.rs"]
-mod journal;
 #[path = "../../cache-core/src/key/mod.rs"]
 mod key;
-#[path = "../../cache-core/src/keyspace.rs"]
-mod keyspace;
-#[path = "../../cache-core/src/lead.rs"]
-mod lead;
-#[path = "../../cache-core/src/many.rs"]
-mod many;
 #[path = "../../cache-core/src/near/mod.rs"]
 mod near;
-#[path = "../../cache-core/src/nesting.rs"]
-mod nesting;
-#[path = "../../cache-core/src/notice.rs"]
-mod notice;
 #[path = "../../cache-core/src/options.rs"]
 mod options;
-#[path = "../../cache-core/src/read_through.rs"]
-mod read_through;
+#[path = "../../cache-core/src/pending/mod.rs"]
+mod pending;
+#[path = "../../cache-core/src/read/mod.rs"]
+mod read;
 #[path = "../../cache-core/src/remote/mod.rs"]
 mod remote;
-#[path = "../../cache-core/src/share.rs"]
-mod share;
-#[path = "../../cache-core/src/single_flight.rs"]
-mod single_flight;
 #[path = "../../cache-core/src/sink.rs"]
 mod sink;
 #[path = "../../cache-core/src/state.rs"]
 mod state;
 #[path = "../../cache-core/src/stats.rs"]
 mod stats;
-#[path = "../../cache-core/src/ttl/mod.rs"]
-mod ttl;
-#[path = "../../cache-core/src/waiters.rs"]
-mod waiters;
+#[path = "../../cache-core/src/target.rs"]
+mod target;
+#[path = "../../cache-core/src/value/mod.rs"]
+mod value;
 #[path = "../../cache-core/src/write.rs"]
 mod write;
 

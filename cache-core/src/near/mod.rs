@@ -15,9 +15,9 @@ use self::shares::{Charge, Shares};
 pub(crate) use self::stripes::{Stripes, Watch};
 use crate::{
     clock::Instant,
-    keyspace::Origin,
     stats::Slot,
     sync::{Arc, AtomicU64, Mutex, MutexGuard, Ordering},
+    value::keyspace::Origin,
 };
 
 /// Estimated bytes of an entry beside its key and value: the map's slot, the entry and two allocations.

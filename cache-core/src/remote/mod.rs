@@ -1,44 +1,44 @@
 //! Step *remote tier* of the picture: the verbs of the protocol, bytes in and bytes out, one round trip each.
 
-mod batch;
-mod breaker;
-mod failure;
-mod link;
-mod pool;
-mod scan;
-mod scripts;
+mod gather;
+pub(crate) mod notice;
 mod send;
-mod topology;
-mod transactions;
+mod steps;
+mod subscription;
+mod sweep;
+mod wire;
 
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use bb8_redis::redis::{Pipeline, Value, cmd};
 
-pub(crate) use self::failure::{LOADING, READ_ONLY, breaks_connection};
 use self::{
-    batch::Batcher,
-    breaker::Breaker,
-    pool::{Connection, Pool},
-    scripts::Scripts,
+    gather::Batcher,
+    notice::Notice,
     send::{Tries, are_ints, is_int, unexpected},
-    transactions::Call,
+    steps::{scripts::Scripts, transactions::Call},
+    wire::{
+        breaker::Breaker,
+        pool::{self, Connection, Pool},
+    },
 };
 pub(crate) use self::{
-    link::Link,
-    pool::Reconnect,
     send::Budget,
-    topology::{Sentinels, Topology},
+    subscription::Link,
+    wire::{
+        failure::{LOADING, READ_ONLY, breaks_connection},
+        pool::Reconnect,
+        topology::{Sentinels, Topology},
+    },
 };
 use crate::{
     clock::{Clock, ServerClock, millis},
-    codec::envelope::{GENERATION, HEAD, Id, SEEN, Stamp, peek},
     error::{Error, ErrorKind},
     key::{FullKey, MAX_GENERATIONS, pattern::Glob, sweep_fence},
-    notice::Notice,
     options::PoolOptions,
     sync::Arc,
+    value::envelope::{GENERATION, HEAD, Id, SEEN, Stamp, peek},
 };
 
 /// The ids of a value's generations as the server holds them: of its tenant, its keyspace and its tags.
@@ -159,12 +159,12 @@ impl Remote {
 
     /// READ: the value and its generations, in one batch with whoever asks at the same time.
     pub(crate) async fn read(self: &Arc<Self>, budget: &mut Budget, key: &FullKey) -> Result<Read, Error> {
-        batch::read(self, budget, key).await
+        gather::read(self, budget, key).await
     }
 
     /// READ for several keys, in input order.
     pub(crate) async fn read_many(self: &Arc<Self>, budget: &mut Budget, keys: &[FullKey]) -> Result<Vec<Read>, Error> {
-        batch::read_many(self, budget, keys).await
+        gather::read_many(self, budget, keys).await
     }
 
     /// Chooses the connection that LEASE, RENEW, FILL and RELEASE of this lease go over, so that none overtakes another.
@@ -369,7 +369,7 @@ impl Remote {
         begin.cmd("PUBLISH").arg(&self.channel).arg(&notice);
         let (_, connection) = self.pipeline_over(&mut Budget::new(self.op_timeout), &begin, are_ints).await?;
         let swept = async {
-            let removed = scan::sweep(self, &connection, scope, glob).await?;
+            let removed = sweep::sweep(self, &connection, scope, glob).await?;
             self.once(&connection, cmd("PUBLISH").arg(&self.channel).arg(&notice), is_int).await?;
             Ok(removed)
         };

@@ -7,11 +7,11 @@ use bb8_redis::redis::{Cmd, ErrorKind as Kind, Pipeline, RedisError, ServerError
 
 use super::{
     Remote,
-    breaker::Admission,
-    failure,
-    pool::Connection,
-    scripts::{self, Lua},
-    transactions::{self, Call},
+    steps::{
+        scripts::{self, Lua},
+        transactions::{self, Call},
+    },
+    wire::{breaker::Admission, failure, pool::Connection},
 };
 use crate::{
     clock::unpanicked,

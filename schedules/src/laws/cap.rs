@@ -11,11 +11,10 @@ use std::{
 use shuttle::future::{block_on, spawn};
 
 use crate::{
-    cap::Cap,
     clock,
     explore::{Row, choose, either, ended, pauses, perhaps_drop},
-    keyspace::{Binding, Origin},
-    nesting,
+    flight::{cap::Cap, nesting},
+    value::keyspace::{Binding, Origin},
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);

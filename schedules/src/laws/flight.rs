@@ -7,9 +7,9 @@ use shuttle::future::{block_on, spawn};
 use crate::{
     clock::Clock,
     explore::{Row, choose, either, ended, pauses, perhaps_drop},
-    keyspace::{Binding, Origin},
+    flight::{Awaited, Ending, Flights, Follower, Joined, Leader},
     near::{Stripes, Watch},
-    single_flight::{Awaited, Ending, Flights, Follower, Joined, Leader},
+    value::keyspace::{Binding, Origin},
 };
 
 const KEY: &str = "cache:tenant:acme:report:x";

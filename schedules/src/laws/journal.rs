@@ -10,8 +10,8 @@ use shuttle::future::{block_on, spawn};
 use crate::{
     clock::{self, Clock},
     explore::{Row, choose, either, ended, pauses},
-    journal::{Coverage, Journal},
     key::{FullKey, KeyArgument as _, KeyWriter, prefix},
+    pending::journal::{Coverage, Journal},
 };
 
 /// Few entries, so that a schedule reaches the widening.

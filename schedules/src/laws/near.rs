@@ -7,9 +7,9 @@ use shuttle::future::{JoinHandle, block_on, spawn};
 use crate::{
     clock::{Clock, Instant},
     explore::{Row, choose, either, ended, pauses},
-    keyspace::Origin,
     near::{Entry, Near, Watch},
     stats::Registry,
+    value::keyspace::Origin,
 };
 
 const NAMES: [&str; 3] = ["cache:tenant:acme:report:x", "cache:tenant:acme:report", "cache:tenant:acme:"];

@@ -7,15 +7,17 @@ use shuttle::future::{JoinHandle, block_on, spawn};
 use crate::{
     clock::{self, Clock},
     explore::{Gate, Row, choose, either, ended, pauses, perhaps_drop, stalled},
+    flight::share::Share,
     invalidate,
     key::{FullKey, Prefix, pattern, prefix},
-    keyspace::{Binding, Keyspace, Origin},
-    many::read_through_many,
     options::Options,
-    read_through::{read_through, refresh},
-    share::Share,
-    state::{State, Target},
-    ttl::TtlProfile,
+    read::{many::read_through_many, read_through, refresh},
+    state::State,
+    target::Target,
+    value::{
+        TtlProfile,
+        keyspace::{Binding, Keyspace, Origin},
+    },
     write,
 };
 

@@ -6,7 +6,7 @@ use shuttle::future::{block_on, spawn};
 
 use crate::{
     explore::{Gate, Row, choose, ended, pauses, perhaps_drop},
-    waiters::Waiters,
+    flight::waiters::Waiters,
 };
 
 const KEY: &str = "cache:tenant:acme:report:x";

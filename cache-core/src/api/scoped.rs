@@ -1,0 +1,389 @@
+//! The data verbs, for the keys of one tenant or of none.
+
+use std::{any::TypeId, convert::Infallible, future::Future, time::Duration};
+
+use crate::{
+    api::cache::Cache,
+    error::{Error, ErrorKind},
+    flight::share::Share,
+    invalidate::{self, Invalidated},
+    key::{FullKey, Prefix, TenantArgument, pattern, prefix, tag::encode_tag},
+    read::{self, many},
+    remote::{Budget, Life},
+    sync::Arc,
+    target::Target,
+    value::{
+        codec::CacheValue,
+        keyspace::{Binding, Key, Keyspace, Origin},
+    },
+    write,
+};
+
+/// The keys of one tenant, or those that belong to none. A cheap clone, made by [`Cache::tenant`] or
+/// [`Cache::global`].
+///
+/// All verbs that read first look into the near tier, at no round trip.
+#[derive(Clone, Debug)]
+pub struct Scoped {
+    cache: Cache,
+    prefix: Prefix,
+    strict: bool,
+}
+
+impl Cache {
+    /// The keys of one tenant: text or an integer. The only door to tenant data. Cost: no round trip.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTenant`] when the id is empty or longer than 192 bytes, percent-encoded.
+    pub fn tenant(&self, id: impl TenantArgument) -> Result<Scoped, Error> {
+        let prefix = id.with_tenant(|id| prefix(&self.state.options.root, Some(id)))?;
+        Ok(Scoped::new(self.clone(), prefix))
+    }
+
+    /// The keys that belong to no tenant.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TenantRequired`] under [`Builder::require_tenant`](crate::Builder::require_tenant).
+    pub fn global(&self) -> Result<Scoped, Error> {
+        if self.state.options.require_tenant {
+            let message = "this cache demands a tenant (`require_tenant`); use `tenant(id)`";
+            return Err(Error::new(ErrorKind::TenantRequired, message));
+        }
+        Ok(Scoped::new(self.clone(), prefix(&self.state.options.root, None)?))
+    }
+}
+
+impl Scoped {
+    pub(crate) fn new(cache: Cache, prefix: Prefix) -> Self {
+        Self { cache, prefix, strict: false }
+    }
+
+    /// The same keys, read strictly: beside Redis no read is answered from the near tier, so that one which begins after an
+    /// invalidation returned never gives an older value, in any process. Cost: a round trip for each read.
+    ///
+    /// Without Redis all reads are strict.
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
+    /// The name of an entry, which its tags are no part of.
+    fn name<T>(&self, key: &Key<T>) -> Result<FullKey, Error> {
+        Ok(FullKey::new(&self.prefix, key.keyspace().profile().name(), key.writer()?))
+    }
+
+    fn count_invalidation<T>(&self, key: &Key<T>) {
+        let stats = &self.cache.state.stats;
+        stats.counters(stats.slot(key.keyspace().profile().name())).invalidations.increment();
+    }
+
+    fn target<T: 'static>(&self, key: &Key<T>) -> Result<Target<'_>, Error> {
+        let keyspace = key.keyspace();
+        Ok(Target {
+            state: &self.cache.state,
+            key: self.name(key)?.with_tags(key.tags()?),
+            binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none().with_version(keyspace.version()) },
+            profile: *keyspace.profile(),
+            version: keyspace.version(),
+            codec: keyspace.codec(),
+            strict: self.strict,
+        })
+    }
+
+    /// The value, if a tier has it. Cost: at most one round trip.
+    ///
+    /// # Errors
+    /// A key that cannot be used, or Redis cannot be reached in time.
+    pub async fn get<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Arc<T>>, Error> {
+        let target = self.target(key)?;
+        if let Some(value) = target.lookup_near() {
+            return Ok(value);
+        }
+        // Boxed: some kilobytes of state that a near hit does not need.
+        Ok(Box::pin(async move { read::peek(&target).await }).await?.flatten())
+    }
+
+    /// The values, in input order, `None` where no tier has one. Cost: at most one round trip for all.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn get_many<T: CacheValue>(&self, keys: &[Key<T>]) -> Result<Vec<Option<Arc<T>>>, Error> {
+        let targets = keys.iter().map(|key| self.target(key)).collect::<Result<Vec<_>, _>>()?;
+        Ok(many::get_many(&targets).await?.into_iter().map(Option::flatten).collect())
+    }
+
+    /// The value: from a tier, from another call that is fetching it, or from `fetch`, whose value is then stored.
+    ///
+    /// A key that cannot be used, and a Redis that cannot be reached, lead to the fetch.
+    ///
+    /// # Cancellation
+    /// Dropping the future hands the fetch over to the next waiting call. A finished fetch is stored all the same.
+    pub async fn get_or_fetch<T, V, F>(&self, key: &Key<T>, fetch: impl FnOnce() -> F) -> Arc<T>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        F: Future<Output = V>,
+    {
+        let infallible = || async { Ok::<_, Infallible>(fetch().await) };
+        match self.read(key, infallible, None).await {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+
+    /// The value, or the error of `fetch`, untouched. Errors are not stored; a call that waited for a fetch that
+    /// failed fetches for itself.
+    ///
+    /// # Errors
+    /// Those of `fetch` only.
+    ///
+    /// # Cancellation
+    /// As [`get_or_fetch`](Self::get_or_fetch).
+    pub async fn try_get_or_fetch<T, V, E, F>(&self, key: &Key<T>, fetch: impl FnOnce() -> F) -> Result<Arc<T>, E>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        F: Future<Output = Result<V, E>>,
+    {
+        self.read(key, fetch, None).await
+    }
+
+    /// Like [`try_get_or_fetch`](Self::try_get_or_fetch); the calls that waited for a fetch that failed get its
+    /// error, cloned.
+    ///
+    /// # Errors
+    /// Those of `fetch` only.
+    pub async fn try_get_or_fetch_shared<T, V, E, F>(
+        &self,
+        key: &Key<T>,
+        fetch: impl FnOnce() -> F,
+    ) -> Result<Arc<T>, E>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        E: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<V, E>>,
+    {
+        self.read(key, fetch, Some(Share::new())).await
+    }
+
+    async fn read<T: CacheValue, V: Into<Arc<T>>, E, F: Future<Output = Result<V, E>>>(
+        &self,
+        key: &Key<T>,
+        fetch: impl FnOnce() -> F,
+        share: Option<Share<E>>,
+    ) -> Result<Arc<T>, E> {
+        let target = match self.target(key) {
+            Ok(target) => target,
+            Err(error) => {
+                bypass(&self.cache, key.keyspace().profile().name(), &error);
+                return fetch().await.map(Into::into);
+            }
+        };
+        if let Some(Some(value)) = target.lookup_near() {
+            return Ok(value);
+        }
+        // Boxed with the fetch: that is some kilobytes of state, which a near hit does not need and the caller's
+        // future need not hold.
+        let past_near = Box::pin(async move {
+            let mut fetch = Some(fetch);
+            // Called when it is needed: a closure may do work before it returns its future.
+            let some = async {
+                let Some(fetch) = fetch.take() else { unreachable!("awaited once") };
+                fetch().await.map(|value| Some(value.into()))
+            };
+            let value = read::read_through(&target, some, share).await?;
+            match value {
+                Some(value) => Ok(value),
+                // Cached by an annotated function that says "there is none" under this key. A direct fetch gives a
+                // value or an error; it was not run.
+                None => {
+                    let Some(fetch) = fetch.take() else { unreachable!("a fetch gives a value") };
+                    fetch().await.map(Into::into)
+                }
+            }
+        });
+        past_near.await
+    }
+
+    /// The values, in input order: from a tier, from other calls that are fetching them, or from one `fetch` of all
+    /// that are missing. `None` where the fetch gave none for the key. Cost: one round trip to look, two to store.
+    ///
+    /// `fetch` gets the missing keys, each once, and returns key and value of those it found. It is called once more
+    /// for a single key where another call was fetching that and gave nothing this one may take.
+    ///
+    /// # Errors
+    /// Those of `fetch` only.
+    pub async fn try_get_or_fetch_many<T, V, E, I, F>(
+        &self,
+        keys: &[Key<T>],
+        fetch: impl Fn(Vec<Key<T>>) -> F,
+    ) -> Result<Vec<Option<Arc<T>>>, E>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        I: IntoIterator<Item = (Key<T>, V)>,
+        F: Future<Output = Result<I, E>>,
+    {
+        match keys.iter().map(|key| self.target(key)).collect::<Result<Vec<_>, _>>() {
+            Ok(targets) => many::read_through_many(&targets, keys, fetch).await,
+            Err(error) => {
+                if let Some(key) = keys.first() {
+                    bypass(&self.cache, key.keyspace().profile().name(), &error);
+                }
+                many::fetch_uncached(keys, fetch).await
+            }
+        }
+    }
+
+    /// Stores a value for the profile's TTL, jittered; an invalidation of the older one in every process. Cost: one
+    /// round trip. Of two racing calls the last to arrive wins.
+    ///
+    /// # Errors
+    /// A key that cannot be used, a value that cannot be serialised or is above `max_value`, or Redis cannot be
+    /// reached in time: whether the value was stored is then unknown.
+    pub async fn set<T: CacheValue>(&self, key: &Key<T>, value: impl Into<Arc<T>>) -> Result<(), Error> {
+        write::set(&self.target(key)?, Some(value.into())).await
+    }
+
+    /// Whether a tier has a value. Cost: at most one round trip, which does not move the value.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn exists<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
+        Ok(self.ttl(key).await?.is_some())
+    }
+
+    /// What is left of the value's life, `None` where there is none. Cost: one round trip beside Redis.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn ttl<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Duration>, Error> {
+        let life = ttl(&self.target(key)?).await?;
+        Ok(life.filter(|life| !life.negative).map(|life| life.left))
+    }
+
+    /// Gives the value its full TTL again, jittered. False where there is none. Cost: at most one round trip.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn touch<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
+        write::touch(&self.target(key)?).await
+    }
+
+    /// Removes a value: no fetch that began before can bring it back. Cost: at most one round trip.
+    pub async fn invalidate<T: 'static>(&self, key: &Key<T>) -> Invalidated {
+        self.invalidate_many(std::slice::from_ref(key)).await
+    }
+
+    /// Removes a value and puts up a write fence: for the time `hold`, up to 10 minutes, nobody stores a value under this
+    /// key, and calls fetch for themselves. To be called before a commit that takes no longer: a fetch that reads
+    /// the old row before the commit is then not stored after it.
+    ///
+    /// A process that cannot reach Redis knows its own fences only: it may keep such a row for 3 s.
+    ///
+    /// The fence ends by itself. None removes or shortens another. `Pending` says that it may not be up. A longer
+    /// `hold` is cut to 10 minutes and reported in the log. A [`set`](Self::set) meanwhile stores nothing. Cost: at
+    /// most one round trip.
+    ///
+    /// ```
+    /// # use cache_core::{Cache, Keyspace, profiles::WORKFLOW_DEF};
+    /// # use std::time::Duration;
+    /// # const WORKFLOWS: Keyspace<u64> = WORKFLOW_DEF.of();
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), cache_core::Error> {
+    /// # let acme = Cache::in_memory().tenant("acme")?;
+    /// # async fn commit() {}
+    /// let key = WORKFLOWS.key("abc-456");
+    /// let held = acme.invalidate_and_hold(&key, Duration::from_secs(2)).await;
+    /// commit().await;
+    /// if !held.is_applied() {
+    ///     acme.invalidate(&key).await.is_applied();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn invalidate_and_hold<T: 'static>(&self, key: &Key<T>, hold: Duration) -> Invalidated {
+        // A key that cannot be used names no entry.
+        let Ok(name) = self.name(key) else { return Invalidated::Applied };
+        self.count_invalidation(key);
+        invalidate::hold(&self.cache.state, &name, hold).await
+    }
+
+    /// Removes values. Cost: at most one round trip for all.
+    pub async fn invalidate_many<T: 'static>(&self, keys: &[Key<T>]) -> Invalidated {
+        // A key that cannot be used names no entry.
+        let names = keys.iter().filter_map(|key| self.name(key).inspect(|_| self.count_invalidation(key)).ok());
+        invalidate::keys(&self.cache.state, &names.collect::<Vec<_>>()).await
+    }
+
+    /// Removes what a pattern over `profile:identifier` covers, for instance `workflow_def:abc*`. `*` stands for any
+    /// text and is the only wildcard. Cost: one round trip where it covers a whole profile (`workflow_def:*`) or
+    /// tenant (`*`); else one per thousand keys on the server, which is never blocked.
+    ///
+    /// An empty pattern covers nothing and is reported in the log.
+    pub async fn invalidate_pattern(&self, pattern: &str) -> Invalidated {
+        match pattern::parse(pattern) {
+            Ok(coverage) => invalidate::pattern(&self.cache.state, &self.prefix, coverage).await,
+            Err(error) => {
+                self.cache.state.sink.report("pattern", &error);
+                Invalidated::Applied
+            }
+        }
+    }
+
+    /// Removes all values of a keyspace of this tenant. Cost: one round trip, at any size.
+    pub async fn invalidate_keyspace<T>(&self, keyspace: &Keyspace<T>) -> Invalidated {
+        invalidate::keyspace(&self.cache.state, &self.prefix, keyspace.profile().name()).await
+    }
+
+    /// Removes all values of this tenant that were stored with this tag; see [`Key::with_tags`]. Cost: one round trip,
+    /// at any size.
+    ///
+    /// A tag that cannot be used names no entry and is reported in the log.
+    pub async fn invalidate_tag(&self, tag: &str) -> Invalidated {
+        match encode_tag(tag) {
+            Ok(tag) => invalidate::tag(&self.cache.state, &self.prefix, &tag).await,
+            Err(error) => {
+                self.cache.state.sink.report("tag", &error);
+                Invalidated::Applied
+            }
+        }
+    }
+
+    /// Removes all values of this tenant. Cost: one round trip, at any size.
+    pub async fn invalidate_all(&self) -> Invalidated {
+        invalidate::scope(&self.cache.state, &self.prefix).await
+    }
+}
+
+/// What is left of an entry's life.
+pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Life>, Error> {
+    let state = target.state;
+    if state.is_off() {
+        return Ok(None);
+    }
+    // Before the look into the journal.
+    let asked_at = state.clock.now();
+    match &state.remote {
+        Some(_) if target.must_miss() => Ok(None),
+        Some(remote) => {
+            let life = remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await?;
+            // As in `Target::accept`: the connection may be one to a server that came back with what it had removed.
+            Ok(life.filter(|_| !state.journal.doubts(&target.key, asked_at)))
+        }
+        None => {
+            let now = state.clock.now();
+            let found = state.near.expiry(target.key.as_str(), target.key.tags(), &target.binding.origin, now);
+            Ok(found.map(|(end, negative)| Life { left: end.since(now), negative }))
+        }
+    }
+}
+
+/// Counts and reports a call that runs uncached.
+pub(crate) fn bypass(cache: &Cache, profile: &str, error: &Error) {
+    let stats = &cache.state.stats;
+    stats.counters(stats.slot(profile)).bypassed.increment();
+    cache.state.sink.report(if error.kind() == ErrorKind::InvalidTenant { "tenant" } else { "key" }, error);
+}

@@ -1,0 +1,273 @@
+//! A keyspace: a TTL profile, a value type and its version. Where typed keys come from.
+
+use std::{any::TypeId, fmt, marker::PhantomData};
+
+use crate::{
+    error::{Error, ErrorKind},
+    key::{KeyArgument, KeyWriter, tag::Tags},
+    value::{TtlProfile, codec::Codec, envelope::Fnv},
+};
+
+/// A kind of cached value: profile, type `T`, version of `T` and codec. `const`.
+///
+/// A key can only come from a keyspace, so reading it as another type does not compile.
+///
+/// ```
+/// use cache_core::{Cache, Keyspace, profiles::WORKFLOW_DEF};
+///
+/// const WORKFLOWS: Keyspace<String> = WORKFLOW_DEF.of();
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), cache_core::Error> {
+/// let acme = Cache::in_memory().tenant("acme")?;
+/// let key = WORKFLOWS.key("abc-456");
+/// acme.set(&key, "deploy".to_owned()).await?;
+/// assert_eq!(acme.get(&key).await?.as_deref(), Some(&"deploy".to_owned()));
+/// # Ok(())
+/// # }
+/// ```
+pub struct Keyspace<T> {
+    profile: TtlProfile,
+    version: u32,
+    codec: Option<Codec>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Keyspace<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Keyspace<T> {}
+
+impl<T> fmt::Debug for Keyspace<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyspace")
+            .field("profile", &self.profile.name())
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TtlProfile {
+    /// The keyspace of values of type `T` under this profile.
+    #[must_use]
+    pub const fn of<T>(self) -> Keyspace<T> {
+        Keyspace { profile: self, version: 0, codec: None, value: PhantomData }
+    }
+}
+
+impl<T> Keyspace<T> {
+    /// Sets the version of `T`. Defaults to 0. Raise it when old entries must not be read as the new type.
+    ///
+    /// An entry of an older version is a miss and is overwritten. One of a newer version is left alone: the older
+    /// binary fetches, and keeps what it fetched in its own memory only. So a rolling deploy never thrashes.
+    #[must_use]
+    pub const fn with_version(mut self, version: u32) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Sets how values are written to Redis. Defaults to the cache's codec, MessagePack.
+    ///
+    /// Each entry says how it was written, so a change needs no new version.
+    #[must_use]
+    pub const fn with_codec(mut self, codec: Codec) -> Self {
+        self.codec = Some(codec);
+        self
+    }
+
+    /// The key of this identifier: text, an integer, or a tuple for several segments.
+    ///
+    /// Never fails: an identifier that cannot be used is an error of the verb that gets the key. Cost: no
+    /// allocation up to 200 bytes.
+    #[must_use]
+    pub fn key(&self, identifier: impl KeyArgument) -> Key<T> {
+        let mut writer = KeyWriter::new();
+        writer.segment();
+        let error = identifier.write_key(&mut writer).err();
+        Key { keyspace: *self, identifier: writer, tags: Ok(Tags::default()), error }
+    }
+
+    /// The profile of this keyspace.
+    #[must_use]
+    pub const fn profile(&self) -> &TtlProfile {
+        &self.profile
+    }
+
+    pub(crate) const fn codec(&self) -> Option<Codec> {
+        self.codec
+    }
+
+    pub(crate) const fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// The key of one value of type `T`, without its tenant: the scope it is used with adds that.
+pub struct Key<T> {
+    keyspace: Keyspace<T>,
+    identifier: KeyWriter,
+    tags: Result<Tags, Error>,
+    error: Option<Error>,
+}
+
+impl<T> Key<T> {
+    /// Names the tags of the value: up to 8, each 1 to 128 bytes once percent-encoded, in any order. They belong to
+    /// the tenant that the key is used with. [`Scoped::invalidate_tag`](crate::Scoped::invalidate_tag) removes all values that name a tag.
+    ///
+    /// A value is stored with the tags its key names, and found by a key that names the same ones: name them wherever
+    /// the key is used, except to invalidate it, which needs none. A tag that cannot be used is an error of the verb that
+    /// gets the key.
+    /// Cost: two allocations per tag, and 16 bytes of each stored entry.
+    ///
+    /// ```
+    /// use cache_core::{Cache, Keyspace, profiles::WORKFLOW_DEF};
+    ///
+    /// const WORKFLOWS: Keyspace<String> = WORKFLOW_DEF.of();
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), cache_core::Error> {
+    /// let acme = Cache::in_memory().tenant("acme")?;
+    /// let key = WORKFLOWS.key("abc-456").with_tags(["plan:gold", "owner:7"]);
+    /// acme.set(&key, "deploy".to_owned()).await?;
+    /// assert!(acme.invalidate_tag("owner:7").await.is_applied());
+    /// assert_eq!(acme.get(&key).await?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_tags<S: AsRef<str>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
+        self.tags = Tags::encode(tags);
+        self
+    }
+
+    /// The keyspace this key comes from.
+    #[must_use]
+    pub const fn keyspace(&self) -> &Keyspace<T> {
+        &self.keyspace
+    }
+
+    /// The identifier as it stands in the key; only its head where it is over 200 bytes.
+    #[must_use]
+    pub fn identifier(&self) -> &str {
+        self.identifier.head()
+    }
+
+    pub(crate) fn tags(&self) -> Result<&Tags, Error> {
+        self.tags.as_ref().map_err(Clone::clone)
+    }
+
+    pub(crate) fn writer(&self) -> Result<&KeyWriter, Error> {
+        match &self.error {
+            Some(error) => Err(error.clone()),
+            None if self.identifier.is_empty() => Err(empty_identifier()),
+            None => Ok(&self.identifier),
+        }
+    }
+}
+
+pub(crate) fn empty_identifier() -> Error {
+    Error::new(ErrorKind::InvalidKey, "the identifier of a key is empty; give at least one byte")
+}
+
+impl<T> Clone for Key<T> {
+    fn clone(&self) -> Self {
+        Self {
+            keyspace: self.keyspace,
+            identifier: self.identifier.clone(),
+            tags: self.tags.clone(),
+            error: self.error.clone(),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Key<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({}:{})", self.keyspace.profile.name(), self.identifier())
+    }
+}
+
+/// Keys are equal when profile and identifier are: they name the same entry of a tenant.
+impl<T> PartialEq for Key<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.keyspace.profile.name() == other.keyspace.profile.name() && self.identifier == other.identifier
+    }
+}
+
+impl<T> Eq for Key<T> {}
+
+impl<T> std::hash::Hash for Key<T> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.identifier.head().hash(state);
+    }
+}
+
+/// What binds a stored value to what may read it, beside the key: its type, and its function where an annotated one
+/// named no key of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Binding {
+    pub(crate) type_id: TypeId,
+    pub(crate) origin: Origin,
+}
+
+/// The function a value is bound to.
+///
+/// Within a process its type tells it apart, which costs nothing on a hit; between processes the type's name does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    function: TypeId,
+    name: &'static str,
+    /// Hash of the names of the function's own type parameters.
+    types: u64,
+    /// The version of the value's type: the envelope says it in Redis.
+    version: u32,
+}
+
+impl Origin {
+    /// Bound to no function.
+    pub(crate) fn none() -> Self {
+        Self { function: TypeId::of::<()>(), name: "", types: 0, version: 0 }
+    }
+
+    /// Bound to the function that `F` stands for.
+    #[inline]
+    pub(crate) fn of<F: 'static>() -> Self {
+        Self { function: TypeId::of::<F>(), name: std::any::type_name::<F>(), types: 0, version: 0 }
+    }
+
+    /// Bound to one instance of a generic function.
+    pub(crate) fn with_type(mut self, hash: u64) -> Self {
+        self.types = self.types.rotate_left(7) ^ hash;
+        self
+    }
+
+    /// Bound to this version of the value's type.
+    #[inline]
+    pub(crate) fn with_version(mut self, version: u32) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// The same in every process.
+    pub(crate) fn seed(&self) -> u64 {
+        if self.name.is_empty() { 0 } else { Fnv::new().update(self.name.as_bytes()).0 ^ self.types }
+    }
+}
+
+impl PartialEq for Origin {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        self.function == other.function && self.types == other.types && self.version == other.version
+    }
+}
+
+impl Eq for Origin {}
+
+impl std::hash::Hash for Origin {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.function.hash(state);
+        (self.types, self.version).hash(state);
+    }
+}
