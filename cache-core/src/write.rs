@@ -6,7 +6,7 @@ use crate::{
     error::{Error, ErrorKind},
     invalidate::{self, resend},
     near::Cached,
-    pending::journal::Coverage,
+    pending::coverage::Coverage,
     remote::{Budget, Lease, Remote, breaks_connection},
     sync::Arc,
     target::Target,
