@@ -445,7 +445,7 @@ fn fill(seen: &Seen<'_>) -> Option<Decision> {
     let mut extended = Vec::new();
     let noted = seen.keep(2, seen.number(2)?, None, &mut extended);
     let accepted = noted.as_deref() == Some(&lease[18..]);
-    if accepted {
+    if accepted && **ttl != *b"0" {
         let entry = [head, &lease[18 + GENERATION..], payload].concat();
         commands.push(command("SET", seen.keys[0]).arg(entry).arg("PX").arg(*ttl).take());
         commands.append(&mut extended);
