@@ -121,3 +121,18 @@ fn no_module_uses_one_that_stands_above_it() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
     assert!(modules.len() > 15, "the list was read");
 }
+
+/// One server is a room that the rest of the remote tier stands on: it knows neither steps nor notices nor verbs.
+#[test]
+fn the_wire_knows_nothing_of_what_it_carries() {
+    let mut files = Vec::new();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/remote/wire"), &mut files);
+    assert!(files.len() > 5, "the folder was read");
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let mut uses = Uses::default();
+        uses.visit_file(&syn::parse_file(&text).unwrap());
+        let is_above = uses.0.contains("remote") || text.contains("super::super");
+        assert!(!is_above, "{} reaches out of its room", file.display());
+    }
+}
