@@ -11,7 +11,6 @@ use syn::visit::{self, Visit};
 type Names = Vec<String>;
 
 /// A module: its path, such as `crate::remote::wire`, and its file.
-#[derive(Debug)]
 struct Module {
     path: Names,
     items: syn::File,
@@ -135,4 +134,19 @@ fn no_module_uses_one_that_stands_above_it() {
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
     assert!(modules.len() > 40, "the files were read");
+}
+
+/// One server is a room that the rest of the remote tier stands on: it knows neither steps nor notices nor verbs.
+#[test]
+fn the_wire_knows_nothing_of_what_it_carries() {
+    let room = ["crate", "remote", "wire"];
+    let modules = modules();
+    let inside = modules.iter().filter(|module| module.path.starts_with(&room.map(str::to_owned)));
+    assert!(inside.clone().count() > 5, "the folder was read");
+    for module in inside {
+        for path in Paths::of(&module.items).iter().filter_map(|path| absolute(path, &module.path)) {
+            let leads_out = path.iter().take(2).eq(&room[..2]) && !path.iter().take(3).eq(&room);
+            assert!(!leads_out, "{} uses {}, outside of its room", module.path.join("::"), path.join("::"));
+        }
+    }
 }
