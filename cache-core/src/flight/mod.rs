@@ -640,8 +640,9 @@ mod tests {
         assert_eq!(follower.flight.state.lock().waiters.len(), 1);
     }
 
-    /// 1. The leader is parked. 2. Three followers are polled once a period only: as one of them takes the lead, it is parked,
-    /// too. 3. A live follower has waited for one period in all when it goes on alone.
+    // 1. The leader is parked.
+    // 2. Three followers are polled once a period only. The one that takes the lead is parked, too.
+    // 3. A live follower has waited for one period in all when it goes on alone.
     #[test]
     fn however_many_leaders_are_parked_a_follower_waits_for_one_period_in_all() {
         let fixture = Fixture::new();
