@@ -701,9 +701,9 @@ mod tests {
             drop(followers);
             begun.elapsed()
         };
-        // Eight times as many; what is quadratic takes 64 times as long.
-        let ratio =
-            (0..5).map(|_| dropping(40_000).as_secs_f64() / dropping(5_000).as_secs_f64()).fold(f64::MAX, f64::min);
-        assert!(ratio < 24.0, "{ratio}");
+        // Eight times as many; what is quadratic takes 64 times as long. The shortest of some, as the machine does other work.
+        let shortest = |count| (0..7).map(|_| dropping(count)).min().unwrap_or_default().as_secs_f64();
+        let ratio = shortest(40_000) / shortest(5_000);
+        assert!(ratio < 32.0, "{ratio}");
     }
 }
