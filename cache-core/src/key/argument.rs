@@ -1,6 +1,12 @@
 //! From arguments to the identifier of a key: readable, canonical and injective.
 
-use std::{borrow::Cow, fmt, rc::Rc, sync::Arc};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{Hash, Hasher},
+    rc::Rc,
+    sync::Arc,
+};
 
 use arrayvec::ArrayString;
 
@@ -103,7 +109,8 @@ impl KeyWriter {
         &self.head
     }
 
-    pub(crate) fn hash(&self) -> blake3::Hash {
+    /// Hash of the whole identifier.
+    pub(crate) fn digest(&self) -> blake3::Hash {
         match &self.overflow {
             Some(whole) => whole.hasher.finalize(),
             None => blake3::hash(self.head.as_bytes()),
@@ -174,8 +181,20 @@ impl PartialEq for KeyWriter {
     fn eq(&self, other: &Self) -> bool {
         match (self.plain(), other.plain()) {
             (Some(mine), Some(theirs)) => mine == theirs,
-            (None, None) => self.hash() == other.hash(),
+            (None, None) => self.digest() == other.digest(),
             _ => false,
+        }
+    }
+}
+
+impl Eq for KeyWriter {}
+
+/// Of the whole identifier: those with one long head in common would share a hash of the head.
+impl Hash for KeyWriter {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self.plain() {
+            Some(plain) => plain.hash(state),
+            None => self.digest().as_bytes().hash(state),
         }
     }
 }

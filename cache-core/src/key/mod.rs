@@ -189,7 +189,7 @@ fn push_hashed(text: &mut ArrayString<MAX_KEY>, identifier: &KeyWriter) {
     let room = MAX_PLAIN.saturating_sub(text.len() + HASH_LEN);
     let head = identifier.head();
     text.push_str(&head[..room.min(head.len())]);
-    let _ = write!(text, "~{}", identifier.hash().to_hex());
+    let _ = write!(text, "~{}", identifier.digest().to_hex());
 }
 
 /// The generation of a whole tenant, or of the keys of no tenant, from its prefix.

@@ -200,7 +200,7 @@ impl<T> Eq for Key<T> {}
 
 impl<T> std::hash::Hash for Key<T> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.identifier.head().hash(state);
+        self.identifier.hash(state);
     }
 }
 
@@ -269,5 +269,23 @@ impl std::hash::Hash for Origin {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.function.hash(state);
         (self.types, self.version).hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, hash::BuildHasher, hash::RandomState};
+
+    use super::*;
+    use crate::value::profiles::API_RESPONSE;
+
+    /// A map of such keys must not become a list.
+    #[test]
+    fn keys_with_one_long_head_have_hashes_of_their_own() {
+        const URLS: Keyspace<String> = API_RESPONSE.of();
+        let head = "x".repeat(300);
+        let hasher = RandomState::new();
+        let hashes: HashSet<_> = (0..1000).map(|n| hasher.hash_one(URLS.key((head.as_str(), n)))).collect();
+        assert_eq!(hashes.len(), 1000);
     }
 }
