@@ -384,7 +384,12 @@ pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Life>, Error> {
 
 /// Counts and reports a call that runs uncached.
 pub(crate) fn bypass(cache: &Cache, profile: &str, error: &Error) {
+    count_bypass(cache, profile);
+    cache.state.sink.report(if error.kind() == ErrorKind::InvalidTenant { "tenant" } else { "key" }, error);
+}
+
+/// Counts a call that runs uncached for a reason that was reported.
+pub(crate) fn count_bypass(cache: &Cache, profile: &str) {
     let stats = &cache.state.stats;
     stats.counters(stats.slot(profile)).bypassed.increment();
-    cache.state.sink.report(if error.kind() == ErrorKind::InvalidTenant { "tenant" } else { "key" }, error);
 }

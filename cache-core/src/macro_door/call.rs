@@ -19,9 +19,8 @@ use crate::{
     read,
     target::Target,
     value::{
-        TtlProfile,
         codec::CacheValue,
-        keyspace::{Binding, Origin, empty_identifier},
+        keyspace::{Binding, empty_identifier},
     },
     write,
 };
@@ -71,10 +70,10 @@ impl<'c> Call<'c> {
     #[inline]
     pub fn near<R, S: Shape<R>>(&self, shape: S) -> Option<R> {
         let state = &self.cache.state;
-        if self.bad_tags.is_some() {
+        if self.site.profile.is_err() || self.bad_tags.is_some() {
             return None;
         }
-        let value = state.lookup_near::<S::Value>(self.key.as_ref().ok()?, &self.origin())?;
+        let value = state.lookup_near::<S::Value>(self.key.as_ref().ok()?, &self.site.origin())?;
         shape.join(value)
     }
 
@@ -98,6 +97,10 @@ impl<'c> Call<'c> {
         is_refresh: bool,
     ) -> Pin<Box<impl Future<Output = R>>> {
         Box::pin(async move {
+            if is_refresh && self.refusal().is_some() {
+                // What is stored under the key, also by others, is older than what the fetch gives.
+                let _ = self.remove().await;
+            }
             let Some(target) = self.target_or_bypass::<S::Value>() else { return fetch().await };
             let mut fetch = pin!(fetch());
             let split = async { shape.split(fetch.as_mut().await) };
@@ -154,15 +157,17 @@ impl<'c> Call<'c> {
         write::set(&target, value).await
     }
 
-    /// Removes the value.
+    /// Removes the value. Neither a TTL nor a tag that cannot be used is in the way: the key is known without them.
     pub async fn invalidate(self) -> Invalidated {
-        let state = &self.cache.state;
-        if let Ok(profile) = &self.site.profile {
-            state.stats.counters(state.stats.slot(profile.name())).invalidations.increment();
-        }
+        let stats = &self.cache.state.stats;
+        stats.counters(stats.slot(self.site.profile_name)).invalidations.increment();
+        self.remove().await
+    }
+
+    async fn remove(&self) -> Invalidated {
         // A key that cannot be built names no entry.
         let Ok(key) = &self.key else { return Invalidated::Applied };
-        invalidate::keys(state, std::slice::from_ref(key)).await
+        invalidate::keys(&self.cache.state, std::slice::from_ref(key)).await
     }
 
     /// What is left of the value's life.
@@ -181,17 +186,17 @@ impl<'c> Call<'c> {
         self.key.map(|key| key.as_str().to_owned())
     }
 
-    fn origin(&self) -> Origin {
-        let origin = if self.site.bound { self.site.origin } else { Origin::none() };
-        origin.with_version(self.site.version)
+    /// Why this call runs uncached, if it does.
+    fn refusal(&self) -> Option<&Error> {
+        self.site.profile.as_ref().err().or(self.bad_tags.as_ref()).or(self.key.as_ref().err())
     }
 
     fn target<T: CacheValue>(self) -> Result<Target<'c>, Error> {
-        if let Some(error) = self.bad_tags {
-            return Err(error);
+        if let Some(error) = self.refusal() {
+            return Err(error.clone());
         }
         Ok(Target {
-            binding: Binding { type_id: TypeId::of::<T>(), origin: self.origin() },
+            binding: Binding { type_id: TypeId::of::<T>(), origin: self.site.origin() },
             state: &self.cache.state,
             key: self.key?,
             profile: self.site.profile?,
@@ -203,9 +208,13 @@ impl<'c> Call<'c> {
 
     /// The target, or a count and a report of why this call runs uncached.
     fn target_or_bypass<T: CacheValue>(self) -> Option<Target<'c>> {
-        let cache = self.cache;
-        let profile = self.site.profile.as_ref().map_or("invalid_profile", TtlProfile::name);
-        self.target::<T>().inspect_err(|error| scoped::bypass(cache, profile, error)).ok()
+        let (cache, name, is_twin) = (self.cache, self.site.profile_name, self.site.is_twin());
+        let refused = |error: &Error| match is_twin {
+            // Reported once, at its first call.
+            true => scoped::count_bypass(cache, name),
+            false => scoped::bypass(cache, name, error),
+        };
+        self.target::<T>().inspect_err(refused).ok()
     }
 }
 
@@ -216,17 +225,17 @@ fn build(
     tenant: Option<&str>,
     write: impl FnOnce(&mut KeyWriter) -> Result<(), Error>,
 ) -> Result<FullKey, Error> {
-    let profile = match &site.profile {
-        Ok(profile) => profile.name(),
-        Err(error) => return Err(error.clone()),
-    };
     let prefix = prefix(&cache.state.options.root, tenant)?;
     let mut writer = KeyWriter::new();
+    if let Some(label) = site.label() {
+        writer.segment();
+        writer.literal(label);
+    }
     write(&mut writer)?;
     if writer.is_empty() {
         return Err(empty_identifier());
     }
-    Ok(FullKey::new(&prefix, profile, &writer))
+    Ok(FullKey::new(&prefix, site.profile_name, &writer))
 }
 
 #[cold]

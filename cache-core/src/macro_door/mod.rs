@@ -13,7 +13,7 @@ pub use self::{
     argument::Arg,
     call::Call,
     shape::{Probe, Put, Shape},
-    site::Site,
+    site::{Place, Site},
 };
 pub use crate::{
     __module_profile as module_profile, Cache, Error, Invalidated, KeyArgument, KeyWriter, TenantArgument, TtlProfile,

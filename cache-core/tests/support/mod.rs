@@ -17,6 +17,7 @@
 )]
 
 pub(crate) mod child;
+pub(crate) mod log;
 mod proxy;
 mod relay;
 mod resp;
