@@ -321,7 +321,8 @@ impl Scoped {
     /// text and is the only wildcard. Cost: one round trip where it covers a whole profile (`workflow_def:*`) or
     /// tenant (`*`); else one per thousand keys on the server, which is never blocked.
     ///
-    /// An empty pattern covers nothing and is reported in the log.
+    /// A pattern has at most 512 bytes, percent-encoded. An empty one covers nothing; it and one that is too long are
+    /// reported in the log.
     pub async fn invalidate_pattern(&self, pattern: &str) -> Invalidated {
         match pattern::parse(pattern) {
             Ok(coverage) => invalidate::pattern(&self.cache.state, &self.prefix, coverage).await,
@@ -359,7 +360,12 @@ impl Scoped {
 
 /// Counts and reports a call that runs uncached.
 pub(crate) fn bypass(cache: &Cache, profile: &str, error: &Error) {
+    count_bypass(cache, profile);
+    cache.state.sink.report(if error.kind() == ErrorKind::InvalidTenant { "tenant" } else { "key" }, error);
+}
+
+/// Counts a call that runs uncached for a reason that was reported.
+pub(crate) fn count_bypass(cache: &Cache, profile: &str) {
     let stats = &cache.state.stats;
     stats.counters(stats.slot(profile)).bypassed.increment();
-    cache.state.sink.report(if error.kind() == ErrorKind::InvalidTenant { "tenant" } else { "key" }, error);
 }

@@ -292,7 +292,7 @@ mod tests {
         let (near, now, insert) = fixture();
         insert(&near, "k", Duration::from_secs(1));
         assert!(near.get::<u32>("k", &[], &Origin::none(), now).is_none());
-        assert!(near.get::<u64>("k", &[], &Origin::of::<u8>(), now).is_none());
+        assert!(near.get::<u64>("k", &[], &Origin::of(Some((std::any::TypeId::of::<u8>(), 1)), 0), now).is_none());
     }
 
     #[test]

@@ -19,6 +19,7 @@
 
 pub(crate) mod child;
 mod link;
+pub(crate) mod log;
 mod proxy;
 mod relay;
 mod resp;
