@@ -6,7 +6,7 @@
 use super::call::{Asked, Call};
 use crate::{
     error::Error,
-    invalidate::{self, backplane},
+    invalidate::{backplane, resend},
     near::Cached,
     remote::{Budget, Life, Read},
     target::{Target, Verdict},
@@ -49,7 +49,7 @@ pub(crate) async fn look_again<T: CacheValue>(call: &mut Call<'_, T>) -> Option<
 async fn remote<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(), Error> {
     let Some(state) = calls.first().map(|call| call.state) else { return Ok(()) };
     backplane::ensure(state);
-    invalidate::ensure(state);
+    resend::ensure(state);
     let Some(remote) = &state.remote else { return Ok(()) };
     if let [call] = calls {
         let asked = call.ask();

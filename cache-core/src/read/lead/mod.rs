@@ -183,7 +183,7 @@ impl<T: CacheValue> Ready<'_, '_, T> {
     fn begin(&mut self) {
         self.asked = self.call.ask();
         // After the watch: a fence that comes later bumps what is watched. Whatever Redis said: it may not have been asked.
-        if self.call.target.is_held() {
+        if self.call.target.is_fenced() {
             self.storage = Storage::Nowhere;
         }
         let near = self.call.state.options.near_bytes > 0;
