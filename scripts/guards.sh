@@ -113,7 +113,7 @@ guard "second look of a new leader" $src/read/call.rs \
     's/(let Some\(value\) = self\.target\.lookup_near\(\))( else \{ return Ok\(leader\))/$1.filter(|_| false)$2/' \
     schedules a_cold_key_is_fetched_once
 guard "touch under the lock of stores" $src/near/mod.rs \
-    's/(would be lost to the older one\.\s+)let writing = self\.writing\(key\);/$1let writing = ();/' \
+    's/(would be lost to the older one\.\s+)let _writing = self\.writing\(key\);/$1/' \
     schedules a_touch_never_brings_anything_back
 guard "own write fences" $src/read/lead/mod.rs 's/if call\.target\.is_held\(\) \{/if call.target.is_held() \&\& false {/' \
     hold a_fence_of_this_process_counts_while_redis_cannot_be_asked

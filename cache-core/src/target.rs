@@ -194,6 +194,10 @@ impl Target<'_> {
             slot,
         };
         self.state.near.insert(self.key.scope(), self.key.as_str(), entry, len);
+        // Closed while the value was fetched: what was stored before the near tier was cleared is gone, the rest is here.
+        if self.state.is_off() {
+            self.state.near.remove(self.key.as_str());
+        }
     }
 
     pub(crate) fn check_len(&self, len: usize) -> Result<(), Error> {

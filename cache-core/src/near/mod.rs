@@ -6,7 +6,12 @@
 mod shares;
 mod stripes;
 
-use std::{any::Any, marker::PhantomData, thread::available_parallelism};
+use std::{
+    any::Any,
+    marker::PhantomData,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread::available_parallelism,
+};
 
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 use rapidhash::fast::RandomState;
@@ -81,15 +86,26 @@ struct Stored {
     charge: Option<Arc<Charge>>,
 }
 
-/// Carries what is evicted out of the map's lock: dropping a value runs the user's code.
+/// What the map holds no more.
+type Gone = (Box<str>, Stored);
+
+/// Carries what is evicted out of the map's lock.
 #[derive(Clone)]
 struct Outside;
 
 impl Lifecycle<Box<str>, Stored> for Outside {
-    type RequestState = Vec<(Box<str>, Stored)>;
+    type RequestState = Vec<Gone>;
 
-    fn on_evict(&self, evicted: &mut Self::RequestState, key: Box<str>, stored: Stored) {
-        evicted.push((key, stored));
+    fn on_evict(&self, gone: &mut Self::RequestState, key: Box<str>, stored: Stored) {
+        gone.push((key, stored));
+    }
+}
+
+/// Drops entries, under no lock: that runs the user's code. Its panic is of no concern to the call that happens to drop
+/// somebody's value.
+fn discard(gone: impl IntoIterator<Item = Gone>) {
+    for entry in gone {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(entry)));
     }
 }
 
@@ -188,39 +204,50 @@ impl Near {
         let weight = u32::try_from(key.len() + value_len + OVERHEAD + queued).unwrap_or(u32::MAX);
         let charge = self.shares.as_ref().map(|shares| shares.charge(scope, weight.into()));
         let stored = Stored { entry, weight, charge: charge.clone() };
-        let mut evicted = Vec::new();
+        let mut gone = Vec::new();
         {
             let _writing = self.writing(key);
-            self.entries.insert_with_lifecycle(key.into(), stored, &mut evicted);
+            self.entries.insert_with_lifecycle(key.into(), stored, &mut gone);
         }
-        // Dropping a value runs the user's code: under no lock.
-        drop(evicted);
         if let Some((shares, charge)) = self.shares.as_ref().zip(charge) {
             shares.queue(key, &charge);
             while let Some((key, oldest)) = shares.next_over(&charge) {
                 let is_oldest = |stored: &Stored| {
                     stored.charge.as_ref().is_some_and(|charge| oldest.as_ptr() == Arc::as_ptr(charge))
                 };
-                drop(self.entries.remove_if(&*key, is_oldest));
+                gone.extend(self.entries.remove_if(&*key, is_oldest));
             }
         }
+        discard(gone);
     }
 
     /// Gives the entry under `key` a new end of life. Returns whether there was one.
     pub(crate) fn touch(&self, key: &str, tags: &[Box<str>], origin: &Origin, now: Instant, expires: Instant) -> bool {
+        // Where the entry is removed meanwhile the last of its value is here: it outlives the lock.
+        let mut gone = Vec::new();
+        let touched = self.touch_locked(&mut gone, key, |entry| {
+            let alive = entry.origin == *origin && self.is_alive(entry, tags, now);
+            // Its watch is kept: an invalidation in between still counts.
+            alive.then(|| Entry { expires, ..entry.clone() })
+        });
+        discard(gone);
+        touched
+    }
+
+    fn touch_locked(&self, gone: &mut Vec<Gone>, key: &str, touch: impl FnOnce(&Entry) -> Option<Entry>) -> bool {
         // A value that is stored between the look and the replacement would be lost to the older one.
-        let writing = self.writing(key);
+        let _writing = self.writing(key);
         let Some(stored) = self.entries.peek(key) else { return false };
-        let entry = &stored.entry;
-        if entry.origin != *origin || !self.is_alive(entry, tags, now) {
-            return false;
+        let touched = touch(&stored.entry).map(|entry| Stored { entry, ..stored.clone() });
+        gone.push((key.into(), stored));
+        let Some(touched) = touched else { return false };
+        match self.entries.replace_with_lifecycle(key.into(), touched, true, gone) {
+            Ok(()) => true,
+            Err(removed) => {
+                gone.push(removed);
+                false
+            }
         }
-        // Its watch is kept: an invalidation in between still counts.
-        let touched = Stored { entry: Entry { expires, ..stored.entry }, ..stored };
-        let replaced = self.entries.replace(key.into(), touched, true);
-        drop(writing);
-        // Removed meanwhile: its value may be dropped here, under no lock.
-        replaced.is_ok()
     }
 
     fn writing(&self, key: &str) -> MutexGuard<'_, ()> {
@@ -229,7 +256,7 @@ impl Near {
 
     /// Removes what is stored under `key`. Housekeeping: the bump of its stripe is what invalidates.
     pub(crate) fn remove(&self, key: &str) {
-        self.entries.remove(key);
+        discard(self.entries.remove(key));
     }
 
     /// The keys that `covers` accepts, expired ones included.
@@ -243,7 +270,8 @@ impl Near {
     }
 
     pub(crate) fn clear(&self) {
-        self.entries.clear();
+        // One by one: the map's own `clear` drops values under its locks.
+        discard(self.entries.drain());
     }
 }
 
