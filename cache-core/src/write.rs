@@ -28,6 +28,11 @@ impl Encoded {
     pub(crate) fn len(&self) -> usize {
         self.payload.len()
     }
+
+    /// For a FILL that stores nothing and is answered all the same.
+    pub(crate) fn nothing() -> Self {
+        Self { head: [0; HEAD], payload: Vec::new(), ttl: Duration::ZERO }
+    }
 }
 
 /// Encodes a value for Redis. Neither a failing nor a panicking `Serialize` gets further than this.

@@ -16,10 +16,8 @@ use rand::RngExt as _;
 use crate::{
     clock::Instant,
     error::{Error, ErrorKind},
-    remote::{
-        Link, Remote,
-        notice::{Notice, own_channel},
-    },
+    key::own_channel,
+    remote::{Link, Remote, notice::Notice},
     state::State,
     sync::{Arc, Ordering},
     target::UNCONFIRMED,
@@ -116,7 +114,7 @@ async fn listen(weak: &Weak<State>, own: &str, mut link: Link) -> Error {
     let ended = || Error::new(ErrorKind::Unavailable, "the subscription to Redis ended; it is made again");
     {
         let Some((_, remote)) = alive(weak) else { return ended() };
-        if let Err(error) = remote.put_sentinel(own).await {
+        if let Err(error) = remote.put_marker(own).await {
             return error;
         }
     }
@@ -148,7 +146,7 @@ async fn listen(weak: &Weak<State>, own: &str, mut link: Link) -> Error {
                         // waited for.
                         state.near.stripes.bump_everything();
                         state.waiters.wake_all();
-                        if let Err(error) = remote.put_sentinel(own).await {
+                        if let Err(error) = remote.put_marker(own).await {
                             return error;
                         }
                     }

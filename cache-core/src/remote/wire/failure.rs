@@ -1,16 +1,29 @@
-//! The server's and the client library's errors as ours: what happened, and what to do.
+//! The server's and the client library's errors as ours: what happened, and what to do. The only place where their
+//! words are looked at; everything else decides on [`ErrorKind`] and [`Detail`].
 
-use bb8_redis::redis::{ErrorKind as Kind, RedisError, ServerErrorKind};
+use bb8_redis::redis::{ErrorKind as Kind, RedisError, ServerError, ServerErrorKind};
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Detail, Error, ErrorKind};
 
 pub(crate) const LOADING: &str = "Redis still loads its data set (LOADING); it is used again as soon as it is ready";
 pub(crate) const READ_ONLY: &str = "Redis is a replica (READONLY); point the URL to the primary";
 
+/// Translates an error that stands among the replies to a pipeline.
+pub(crate) fn classify_reply(error: &ServerError) -> Error {
+    classify(&error.clone().into())
+}
+
 /// Translates an error. Neither the server's address nor the client's message can hold the password.
 pub(crate) fn classify(error: &RedisError) -> Error {
     let code = error.code().unwrap_or_default();
+    if forbids_scripts(code, error.detail()) {
+        return Error::with_detail(ErrorKind::Permission, Detail::ScriptsForbidden, "Redis forbids scripts");
+    }
     let (kind, message) = match (error.kind(), code) {
+        (Kind::Server(ServerErrorKind::NoScript), _) => {
+            let message = "Redis does not know the script";
+            return Error::with_detail(ErrorKind::Server, Detail::UnknownScript, message);
+        }
         (_, "NOAUTH") => {
             (ErrorKind::Authentication, "Redis wants a password (NOAUTH); set REDIS_PASSWORD or put it into the URL")
         }
@@ -76,12 +89,13 @@ fn server_error(error: &RedisError, code: &str) -> Error {
     }
     // The server quotes our arguments in some messages: keep the code and its first words.
     let words: String = detail.split(['\'', '`', '"', ',']).next().unwrap_or_default().chars().take(120).collect();
-    Error::new(ErrorKind::Server, format!("Redis answered an error: {code} {words}"))
+    let detail = if code == "WRONGTYPE" { Detail::WrongType } else { Detail::None };
+    Error::with_detail(ErrorKind::Server, detail, format!("Redis answered an error: {code} {words}"))
 }
 
 /// Whether an error, by its code and words, says that the server runs no scripts for us: the command was taken away
 /// from this user or from everybody. A user who may run scripts but not touch a key gets other words.
-pub(crate) fn forbids_scripts(code: &str, detail: Option<&str>) -> bool {
+fn forbids_scripts(code: &str, detail: Option<&str>) -> bool {
     let words = detail.unwrap_or_default().to_ascii_lowercase();
     let names_it = || ["'eval'", "'evalsha'", "`eval`", "`evalsha`"].iter().any(|name| words.contains(name));
     match code {
@@ -93,4 +107,9 @@ pub(crate) fn forbids_scripts(code: &str, detail: Option<&str>) -> bool {
 /// Whether the error says that this connection, and so its pool, is of no more use.
 pub(crate) fn breaks_connection(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::ReadOnly | ErrorKind::Loading)
+}
+
+/// Whether the error says that the server cannot be used now, so that calls are better off without it for a while.
+pub(crate) fn opens_breaker(error: &Error) -> bool {
+    error.is_unavailable() || matches!(error.kind(), ErrorKind::ReadOnly | ErrorKind::Authentication)
 }
