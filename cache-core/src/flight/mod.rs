@@ -640,8 +640,9 @@ mod tests {
         assert_eq!(follower.flight.state.lock().waiters.len(), 1);
     }
 
-    /// 1. The leader is parked. 2. Three followers are polled once a period only: as one of them takes the lead, it is parked,
-    /// too. 3. A live follower has waited for one period in all when it goes on alone.
+    // 1. The leader is parked.
+    // 2. Three followers are polled once a period only. The one that takes the lead is parked, too.
+    // 3. A live follower has waited for one period in all when it goes on alone.
     #[test]
     fn however_many_leaders_are_parked_a_follower_waits_for_one_period_in_all() {
         let fixture = Fixture::new();
@@ -700,9 +701,9 @@ mod tests {
             drop(followers);
             begun.elapsed()
         };
-        // Eight times as many; what is quadratic takes 64 times as long.
-        let ratio =
-            (0..5).map(|_| dropping(40_000).as_secs_f64() / dropping(5_000).as_secs_f64()).fold(f64::MAX, f64::min);
-        assert!(ratio < 24.0, "{ratio}");
+        // Eight times as many; what is quadratic takes 64 times as long. The shortest of some, as the machine does other work.
+        let shortest = |count| (0..7).map(|_| dropping(count)).min().unwrap_or_default().as_secs_f64();
+        let ratio = shortest(40_000) / shortest(5_000);
+        assert!(ratio < 32.0, "{ratio}");
     }
 }

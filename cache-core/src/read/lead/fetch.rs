@@ -2,9 +2,7 @@
 
 use std::{future::Future, pin::pin};
 
-use futures_util::future::join_all;
-
-use super::{Ready, Release, beside};
+use super::{Ready, Release, all, beside};
 use crate::{
     clock::sleep,
     flight::nesting,
@@ -25,9 +23,12 @@ pub(super) async fn run<T: CacheValue, R, E>(
         (target.key.as_str(), target.binding, ready.storage.token())
     });
     let is_capped = ready.iter().any(|ready| ready.storage.is_capped());
-    // Beside the renewals: a leader that waits for a permit keeps its lease.
     let fetch = pin!(counted(first.call, frames, is_capped, fetch));
-    beside(fetch, pin!(renew(ready))).await
+    if ready.iter().all(|ready| ready.storage.lease().is_none()) {
+        return fetch.await;
+    }
+    // Beside the renewals: a leader that waits for a permit keeps its lease.
+    beside(fetch, Box::pin(renew(ready)).as_mut()).await
 }
 
 /// Runs a fetch under the cap, where nothing else bounds how many run, and counts it.
@@ -66,7 +67,7 @@ async fn renew<T: CacheValue>(ready: &[Ready<'_, '_, T>]) {
             }
             is_ours.then_some((ready, release))
         });
-        renewed = join_all(renewals).await.into_iter().flatten().collect();
+        renewed = all(renewals).await.into_iter().flatten().collect();
     }
     std::future::pending().await
 }

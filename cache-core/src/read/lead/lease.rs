@@ -36,13 +36,24 @@ pub(super) enum Taking<T> {
     Elsewhere,
 }
 
-/// LEASE, again and again while another process fetches, for `patience` in all.
+/// The right to fetch the key of this call.
 pub(super) async fn take<T: CacheValue>(call: &mut Call<'_, T>, leader: &Leader<'_>, patience: Duration) -> Taking<T> {
-    let Some(remote) = &call.state.remote else { return Taking::Ready(Storage::Alone) };
-    // A newer binary's entry is left alone.
-    if call.newer {
-        return Taking::Ready(Storage::Unconfirmed);
+    match &call.state.remote {
+        None => Taking::Ready(Storage::Alone),
+        // A newer binary's entry is left alone.
+        Some(_) if call.newer => Taking::Ready(Storage::Unconfirmed),
+        // Boxed: kilobytes of state, which a miss without Redis does not need.
+        Some(remote) => Box::pin(ask(call, remote, leader, patience)).await,
     }
+}
+
+/// LEASE, again and again while another process fetches, for `patience` in all.
+async fn ask<T: CacheValue>(
+    call: &mut Call<'_, T>,
+    remote: &Arc<Remote>,
+    leader: &Leader<'_>,
+    patience: Duration,
+) -> Taking<T> {
     let period = call.state.options.lease;
     // A little more than a period, so that a lease which nobody renews has ended by then, and is taken over.
     let longest = if patience.is_zero() { patience } else { patience + LONGEST_POLL };

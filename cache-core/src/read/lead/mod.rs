@@ -104,7 +104,7 @@ pub(crate) async fn lead<'a, T: CacheValue, E, F: Future<Output = Result<Vec<Cac
     let steps = async {
         let taking = led.into_iter().zip(&leaders).map(|((at, call), leader)| take(at, call, leader, patience));
         let (mut ready, mut left) = (Vec::new(), Budget::new(state.options.op_timeout));
-        for (taken, budget) in join_all(taking).await {
+        for (taken, budget) in all(taking).await {
             left = left.min(budget);
             ready.extend(taken);
         }
@@ -128,7 +128,7 @@ pub(crate) async fn lead<'a, T: CacheValue, E, F: Future<Output = Result<Vec<Cac
             }
         };
         let storing = ready.into_iter().zip(values).map(|(ready, value)| ready.store(value));
-        for budget in join_all(storing).await {
+        for budget in all(storing).await {
             left = left.min(budget);
         }
         Ok(left)
@@ -202,6 +202,16 @@ impl<T: CacheValue> Ready<'_, '_, T> {
         call.found = Some(value);
         call.budget
     }
+}
+
+/// The outputs of all, which run at once. One alone, as it is outside of batches, is run without a box for it.
+async fn all<F: Future>(mut futures: impl ExactSizeIterator<Item = F>) -> Vec<F::Output> {
+    if futures.len() == 1
+        && let Some(one) = futures.next()
+    {
+        return vec![one.await];
+    }
+    join_all(futures).await
 }
 
 /// Polls `background`, which never ends, whenever `steps` wait.

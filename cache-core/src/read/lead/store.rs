@@ -24,17 +24,19 @@ pub(super) async fn store<T: CacheValue>(
         (Storage::Fill(release), Some(ttl)) => {
             let cost = call.state.clock.now().since(asked.at);
             match write::encode(call.target, &release.remote, value, ttl, cost) {
-                Ok(encoded) => fill(call, leader, *release, value, encoded, asked).await,
+                Ok(encoded) => Box::pin(fill(call, leader, *release, value, encoded, asked)).await,
                 Err(error) => {
                     call.target.not_stored(call.slot, &error);
-                    release.now(&mut call.budget).await;
+                    Box::pin(release.now(&mut call.budget)).await;
                     None
                 }
             }
         }
         // Nothing is stored, and all the same the server says whether it would have been: then all who wait may have
         // this answer, and need not fetch one after the other to find nothing.
-        (Storage::Fill(release), None) => fill(call, leader, *release, value, Encoded::nothing(), asked).await,
+        (Storage::Fill(release), None) => {
+            Box::pin(fill(call, leader, *release, value, Encoded::nothing(), asked)).await
+        }
         (Storage::Alone, ttl) => store_alone(call, leader, value, ttl, asked.watch),
         (Storage::Unconfirmed, Some(ttl)) => {
             keep_unconfirmed(call, value, ttl, asked);
