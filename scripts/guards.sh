@@ -113,7 +113,7 @@ guard "second look of a new leader" $src/read/mod.rs \
     's/(let Some\(value\) = call\.target\.lookup_near\(\))( else \{ return Ok\(leader\))/$1.filter(|_| false)$2/' \
     schedules a_cold_key_is_fetched_once
 guard "touch under the lock of stores" $src/near/mod.rs \
-    's/(would be lost to the older one\.\s+)let writing = self\.writing\(key\);/$1let writing = ();/' \
+    's/(would be lost to the older one\.\s+)let _writing = self\.writing\(key\);/$1/' \
     schedules a_touch_never_brings_anything_back
 guard "takeover of a silent task" $src/task.rs 's/polled == 0 \|\| now\.since\(Instant::from_bits\(polled\)\) >= SILENCE/{ let _ = now; polled == 0 }/' \
     journal what_is_pending_on_an_idle_runtime_is_sent_from_a_busy_one

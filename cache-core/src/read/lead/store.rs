@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use super::{Release, Storage};
 use crate::{
-    error::Error,
     flight::{Event, Leader},
     near::{Cached, Watch},
     read::call::{Asked, Call},
-    value::codec::{CacheValue, encoded_len},
+    value::codec::CacheValue,
     write::{self, Encoded},
 };
 
@@ -55,7 +54,7 @@ async fn fill<T: CacheValue>(
     encoded: Encoded,
     asked: Asked,
 ) -> Option<Event> {
-    let (sent, sent_at, ttl, len) = (leader.sending(), call.state.clock.now(), encoded.ttl, encoded.len());
+    let (sent, sent_at, ttl, weight) = (leader.sending(), call.state.clock.now(), encoded.ttl, encoded.weight);
     // FILL drops the lease, in a task that outlives this call.
     let lease = release.lease.take()?;
     let filled = write::fill(&release.remote, &mut call.budget, release.op_timeout, lease, encoded).await;
@@ -65,7 +64,7 @@ async fn fill<T: CacheValue>(
     match filled {
         Ok(true) => {
             call.counters.stored.increment();
-            call.target.keep_confirmed(value, ttl, sent_at, asked.watch, call.slot, len);
+            call.target.keep_confirmed(value, ttl, sent_at, asked.watch, call.slot, weight);
             Some(sent)
         }
         Ok(false) => {
@@ -104,8 +103,7 @@ fn store_alone<T: CacheValue>(
 
 /// Keeps a value that no command accepted for as long as that is safe, counted from before its fetch.
 fn keep_unconfirmed<T: CacheValue>(call: &Call<'_, T>, value: &Cached<T>, ttl: Duration, asked: Asked) {
-    let Ok(len): Result<usize, Error> = value.as_deref().map_or(Ok(0), encoded_len) else { return };
-    if call.target.check_len(len).is_ok() {
-        call.target.keep_unconfirmed(value, ttl, asked.at, asked.watch, call.slot, len);
+    if let Ok(weight) = call.target.weigh(value) {
+        call.target.keep_unconfirmed(value, ttl, asked.at, asked.watch, call.slot, weight);
     }
 }
