@@ -38,8 +38,10 @@ const LONGEST_HOLD: Duration = Duration::from_secs(600);
 pub enum Invalidated {
     /// Done: no call that begins now gets an older value from Redis, and near tiers follow within three seconds.
     Applied,
-    /// Redis could not be reached, or the cache is closed. This process serves the old value no more, and sends the invalidation again until
-    /// Redis has heard it or the process ends; until then Redis and other processes may serve the old value.
+    /// Redis could not be reached or denies its user a right, or the cache is closed. This process serves the old
+    /// value no more, and sends the invalidation again until Redis has heard it or the process ends; until then Redis and
+    /// other processes may serve the old value. [`Cache::health`](crate::Cache::health) says why. Where the Redis user may
+    /// not publish, the value is removed from Redis, but nobody can be told: other processes keep near copies.
     Pending,
 }
 
