@@ -115,9 +115,13 @@ guard "second look of a new leader" $src/read/call.rs \
 guard "touch under the lock of stores" $src/near/mod.rs \
     's/(would be lost to the older one\.\s+)let writing = self\.writing\(key\);/$1let writing = ();/' \
     schedules a_touch_never_brings_anything_back
-guard "own write fences" $src/read/lead/mod.rs 's/if call\.target\.is_held\(\) \{/if call.target.is_held() \&\& false {/' \
+guard "takeover of a silent task" $src/task.rs 's/polled == 0 \|\| now\.since\(Instant::from_bits\(polled\)\) >= SILENCE/{ let _ = now; polled == 0 }/' \
+    journal what_is_pending_on_an_idle_runtime_is_sent_from_a_busy_one
+guard "a deposed task ends" $src/task.rs 's/if !self\.renew\(\) \{/if !self.renew() \&\& false {/' \
+    schedules there_is_one_task_and_it_is_never_missed
+guard "own write fences" $src/read/lead/mod.rs 's/if call\.target\.is_fenced\(\) \{/if call.target.is_fenced() \&\& false {/' \
     hold a_fence_of_this_process_counts_while_redis_cannot_be_asked
-guard "own write fences of a batch" $src/read/lead/mod.rs 's/if call\.target\.is_held\(\) \{/if call.target.is_held() \&\& false {/' \
+guard "own write fences of a batch" $src/read/lead/mod.rs 's/if call\.target\.is_fenced\(\) \{/if call.target.is_fenced() \&\& false {/' \
     hold a_batch_that_overlaps_a_hold_keeps_nothing_under_its_fence
 
 printf '| guard taken out | test | |\n|---|---|---|\n%s' "$rows"

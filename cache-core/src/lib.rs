@@ -25,6 +25,7 @@ mod key;
 // the ground
 mod stats;
 mod sink;
+mod task;
 mod clock;
 mod sync;
 mod error;

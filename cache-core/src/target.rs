@@ -61,8 +61,8 @@ impl Target<'_> {
     }
 
     /// Whether a write fence of this process is up.
-    pub(crate) fn is_held(&self) -> bool {
-        self.state.holds.is_held(self.key.as_str(), self.state.clock.now())
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.state.fences.is_up(self.key.as_str(), self.state.clock.now())
     }
 
     /// Whether Redis may hold a value of this entry that this process has invalidated without being heard.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     error::{Error, ErrorKind},
-    invalidate,
+    invalidate::{self, resend},
     near::Cached,
     pending::journal::Coverage,
     remote::{Budget, Lease, Remote, breaks_connection},
@@ -94,7 +94,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         invalidate::bump_key(state, target.key.as_str());
         let watch = target.watch();
         // After the watch: a fence that comes later bumps what is watched.
-        if target.is_held() {
+        if target.is_fenced() {
             counters.refused.increment();
             return Ok(());
         }
@@ -113,7 +113,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
         if stored.is_ok() {
             // The first one may still arrive, after somebody's later invalidation.
-            invalidate::when_late(state, &target.key);
+            resend::when_late(state, &target.key);
         }
     }
     unanswered.is_answered = !stored.as_ref().is_err_and(Error::is_unavailable);
@@ -125,7 +125,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         Err(error) => {
             counters.remote_errors.increment();
             // Refused: the older value must not be read as if nothing had happened.
-            invalidate::later(state, Coverage::Key(Box::new(target.key.clone())));
+            resend::later(state, Coverage::Key(Box::new(target.key.clone())));
             return Err(error);
         }
     }
@@ -144,8 +144,8 @@ impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
             let Target { state, key, .. } = self.target;
-            invalidate::later(state, Coverage::Key(Box::new(key.clone())));
-            invalidate::when_late(state, key);
+            resend::later(state, Coverage::Key(Box::new(key.clone())));
+            resend::when_late(state, key);
         }
     }
 }

@@ -53,3 +53,8 @@ fn a_release_wakes_everybody_who_waits() {
 fn what_is_recorded_is_missed_until_acknowledged() {
     explore(10_000, laws::journal::what_is_recorded_is_missed_until_acknowledged);
 }
+
+#[test]
+fn there_is_one_task_and_it_is_never_missed() {
+    explore(10_000, laws::task::there_is_one_task_and_it_is_never_missed);
+}

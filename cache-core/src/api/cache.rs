@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{
     api::health::{Health, Status},
     clock::Clock,
-    invalidate,
+    invalidate::resend,
     options::Options,
     state::State,
     stats::Stats,
@@ -42,7 +42,7 @@ impl Cache {
             let weak = Arc::downgrade(&state);
             remote.on_reconnect(move |why| {
                 if let Some(state) = weak.upgrade() {
-                    invalidate::reconnected(&state, why);
+                    resend::reconnected(&state, why);
                 }
             });
         }
@@ -67,6 +67,9 @@ impl Cache {
     }
 
     /// Ends the cache and all its clones: connections are dropped, memory is freed, and every later call fetches.
+    ///
+    /// Invalidations that are pending are not sent any more. Dropping all clones instead leaves a task behind that sends them;
+    /// see [`Invalidated::Pending`](crate::Invalidated::Pending).
     pub async fn close(&self) {
         self.state.off.store(true, Ordering::Release);
         self.state.closed.store(true, Ordering::Release);

@@ -325,7 +325,7 @@ impl Scoped {
     /// An empty pattern covers nothing and is reported in the log.
     pub async fn invalidate_pattern(&self, pattern: &str) -> Invalidated {
         match pattern::parse(pattern) {
-            Ok(coverage) => invalidate::pattern(&self.cache.state, &self.prefix, coverage).await,
+            Ok(pattern) => invalidate::pattern(&self.cache.state, &self.prefix, pattern).await,
             Err(error) => {
                 self.cache.state.sink.report("pattern", &error);
                 Invalidated::Applied

@@ -14,13 +14,14 @@ use futures_util::StreamExt as _;
 use rand::RngExt as _;
 
 use crate::{
-    clock::Instant,
+    clock::{Instant, sleep},
     error::{Error, ErrorKind},
     key::{channel, own_channel},
     remote::{Link, Remote, notice::Notice},
     state::State,
-    sync::{Arc, Ordering},
+    sync::Arc,
     target::UNCONFIRMED,
+    task::Term,
 };
 
 /// Between heartbeats.
@@ -29,32 +30,29 @@ const BEAT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Sees to it that a task holds the link. Costs one load where there is one.
+/// Sees to it that a task holds the link. Costs a load and a look at the clock where there is one.
 pub(crate) fn ensure(state: &Arc<State>) {
-    if state.remote.is_none() || state.options.near_bytes == 0 || state.linking.load(Ordering::Acquire) {
-        return;
+    if state.remote.is_some() && state.options.near_bytes > 0 && !state.is_off() {
+        state.linking.ensure(|term| {
+            let held = Held { state: Arc::downgrade(state), term };
+            async move { hold(&held.state).await }
+        });
     }
-    begin(state);
 }
 
-#[cold]
-fn begin(state: &Arc<State>) {
-    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-    if state.is_off() || state.linking.swap(true, Ordering::SeqCst) {
-        return;
-    }
-    let held = Held(Arc::downgrade(state));
-    runtime.spawn(async move { hold(&held.0).await });
+/// The task's hold of the link: nobody hears when the task ends, also with its runtime. One that was deposed knows nothing of
+/// the link that took its place.
+struct Held {
+    state: Weak<State>,
+    term: Arc<Term>,
 }
-
-/// The task's hold of the link. Given back when the task ends, also with its runtime; the next call begins another.
-struct Held(Weak<State>);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(state) = self.0.upgrade() {
+        if let Some(state) = self.state.upgrade()
+            && self.term.is_current()
+        {
             state.near.unlink();
-            state.linking.store(false, Ordering::SeqCst);
         }
     }
 }
@@ -92,7 +90,7 @@ async fn hold(weak: &Weak<State>) {
             if state.clock.now().since(begun) > LONGEST_PAUSE { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
         drop(state);
         let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
-        tokio::time::sleep(jittered).await;
+        sleep(jittered).await;
     }
 }
 

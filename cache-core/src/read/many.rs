@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use crate::{
     error::Error,
     flight::{Ending, Joined, Leader, nesting},
-    invalidate::{self, backplane},
+    invalidate::{backplane, resend},
     near::{Cached, erase},
     read::{
         call::Call,
@@ -50,7 +50,7 @@ async fn lookup<T: CacheValue>(
     let near = |target: &Target<'_>| Looked { value: target.lookup_near(), seen: None, newer: false };
     let mut found: Vec<Looked<T>> = targets.iter().map(near).collect();
     backplane::ensure(state);
-    invalidate::ensure(state);
+    resend::ensure(state);
     // The watches before the look into the journal, as an invalidation is written there before it bumps.
     let asked_at = state.clock.now();
     let near_missed = (0..targets.len()).filter(|at| found[*at].value.is_none());

@@ -15,7 +15,7 @@ use crate::{
     clock::sleep,
     error::Error,
     flight::{Awaited, Ending, Follower, Joined, Leader, nesting, share::Share},
-    invalidate::{self, backplane},
+    invalidate::{self, backplane, resend},
     near::{Cached, unerase},
     read::call::Call,
     remote::Budget,
@@ -101,7 +101,7 @@ pub(crate) async fn peek<T: CacheValue>(target: &Target<'_>) -> Result<Option<Ca
     let slot = target.slot();
     let counters = state.stats.counters(slot);
     backplane::ensure(state);
-    invalidate::ensure(state);
+    resend::ensure(state);
     // The watch before the look into the journal, as an invalidation is written there before it bumps.
     let (asked_at, watch) = (state.clock.now(), target.watch());
     if let Some(remote) = state.remote.as_ref().filter(|_| !target.must_miss()) {
@@ -128,7 +128,7 @@ enum Step<'a, T, E> {
 impl<'a, T: CacheValue, E> Call<'a, T, E> {
     async fn lookup_remote(&mut self) -> Option<Cached<T>> {
         backplane::ensure(self.state);
-        invalidate::ensure(self.state);
+        resend::ensure(self.state);
         // The watch before the look into the journal, as an invalidation is written there before it bumps.
         let (asked_at, watch) = (self.state.clock.now(), self.target.watch());
         let remote = self.state.remote.as_ref().filter(|_| !self.target.must_miss())?;

@@ -109,7 +109,7 @@ pub(crate) async fn fetch_alone<T: CacheValue, E>(
 pub(crate) fn begin<T: CacheValue, E>(call: &Call<'_, T, E>, leader: &Leader<'_>, storage: &mut Storage) -> Asked {
     let (asked_at, watch) = (call.state.clock.now(), call.target.watch());
     // After the watch: a fence that comes later bumps what is watched. Whatever Redis said: it may not have been asked.
-    if call.target.is_held() {
+    if call.target.is_fenced() {
         *storage = Storage::Nowhere;
     }
     let near = call.state.options.near_bytes > 0;
