@@ -31,8 +31,6 @@ pub(crate) enum Detail {
     UnknownScript,
     /// The server runs no scripts for this user, or for anybody.
     ScriptsForbidden,
-    /// The key holds another type of value than the command is for.
-    WrongType,
 }
 
 /// The class of an [`Error`].

@@ -12,7 +12,7 @@ use crate::{
     clock::Clock,
     error::{Error, ErrorKind},
     invalidate::backplane,
-    key::{channel, check_root},
+    key::check_root,
     options::{Options, PoolOptions},
     remote::Remote,
     state::State,
@@ -186,10 +186,8 @@ impl Builder {
         let topology = server.topology(&mut options, &mut pool)?;
         check(&options, &pool)?;
         let clock = if tokio_clock { Clock::tokio() } else { Clock::Coarse };
-        let remote = topology.map(|topology| {
-            let channel = channel(&options.root);
-            Arc::new(Remote::new(topology, pool, options.op_timeout, channel, clock))
-        });
+        let remote =
+            topology.map(|topology| Arc::new(Remote::new(topology, pool, options.op_timeout, &options.root, clock)));
         Ok(Cache::from_state(State::new(options, clock, remote, disabled)))
     }
 
@@ -204,13 +202,16 @@ impl Builder {
         if disabled {
             return Ok(cache);
         }
-        if let Some(remote) = &cache.state.remote
-            && let Err(error) = remote.ping(timeout).await
-        {
-            if error.kind() == ErrorKind::Authentication {
-                return Err(error);
+        if let Some(remote) = &cache.state.remote {
+            let trouble = match remote.ping(timeout).await {
+                Err(error) if error.kind() == ErrorKind::Authentication => return Err(error),
+                Err(error) if error.kind() != ErrorKind::Permission => Some(error),
+                // It answers, and may all the same deny a right that is needed.
+                _ => remote.condition().await.map_or_else(Some, |condition| condition.lacks),
+            };
+            if let Some(error) = trouble {
+                cache.state.sink.report("connect", &error);
             }
-            cache.state.sink.report("connect", &error);
         }
         backplane::ensure(&cache.state);
         Ok(cache)

@@ -60,10 +60,8 @@ impl Cache {
     /// Whether Redis answers, and how it is. Cost: one round trip, within `op_timeout`.
     pub async fn health(&self) -> Health {
         let Some(remote) = &self.state.remote else { return Health::default() };
-        match remote.info().await {
-            Ok((info, latency)) => {
-                Health { scripts_forbidden: remote.scripts_forbidden(), ..Health::connected(&info, latency) }
-            }
+        match remote.condition().await {
+            Ok(condition) => Health { scripts_forbidden: remote.scripts_forbidden(), ..Health::connected(condition) },
             Err(error) => Health { status: Status::Degraded, error: Some(error), ..Health::default() },
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     error::{Error, ErrorKind},
-    remote::{LOADING, READ_ONLY},
+    remote::{Condition, LOADING, READ_ONLY},
 };
 
 /// How the cache and its Redis are.
@@ -28,7 +28,8 @@ pub struct Health {
     /// Whether the server refuses to run scripts. Everything works all the same; what writes takes two round trips
     /// or more.
     pub scripts_forbidden: bool,
-    /// Why Redis did not answer or cannot be used, and what to do.
+    /// Why Redis did not answer or cannot be used, and what to do; where a right is missing, the `ACL SETUSER` line that
+    /// gives it.
     pub error: Option<Error>,
 }
 
@@ -41,13 +42,15 @@ pub enum Status {
     InProcess,
     /// Redis answers, and is ready.
     Healthy,
-    /// Redis does not answer, still loads its data set or is a replica: calls fetch, and near copies live at most
-    /// three seconds.
+    /// Redis does not answer, still loads its data set, is a replica, or denies its user a right that the cache needs:
+    /// what it cannot do is done without it, so calls fetch, and near copies live at most three seconds.
     Degraded,
 }
 
 impl Health {
-    pub(super) fn connected(info: &str, latency: Duration) -> Self {
+    pub(super) fn connected(condition: Condition) -> Self {
+        let Condition { info, latency, lacks } = condition;
+        let info = info.unwrap_or_default();
         let field = |name: &str| {
             info.lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
@@ -56,9 +59,9 @@ impl Health {
         let number = |name: &str| field(name)?.parse::<u64>().ok();
         // It answers this question all the same.
         let unusable = match (field("loading").as_deref(), field("role").as_deref()) {
-            (Some("1"), _) => Some((ErrorKind::Loading, LOADING)),
-            (_, Some("slave" | "replica")) => Some((ErrorKind::ReadOnly, READ_ONLY)),
-            _ => None,
+            (Some("1"), _) => Some(Error::new(ErrorKind::Loading, LOADING)),
+            (_, Some("slave" | "replica")) => Some(Error::new(ErrorKind::ReadOnly, READ_ONLY)),
+            _ => lacks,
         };
         Self {
             status: if unusable.is_some() { Status::Degraded } else { Status::Healthy },
@@ -68,7 +71,7 @@ impl Health {
             used_memory: number("used_memory"),
             connected_clients: number("connected_clients"),
             uptime: number("uptime_in_seconds").map(Duration::from_secs),
-            error: unusable.map(|(kind, message)| Error::new(kind, message)),
+            error: unusable,
             scripts_forbidden: false,
         }
     }

@@ -16,7 +16,7 @@ use rand::RngExt as _;
 use crate::{
     clock::{Instant, sleep},
     error::{Error, ErrorKind},
-    key::own_channel,
+    key::{channel, own_channel},
     remote::{Link, Remote, notice::Notice},
     state::State,
     sync::Arc,
@@ -61,7 +61,7 @@ impl Drop for Held {
 async fn hold(weak: &Weak<State>) {
     let own = {
         let Some(state) = weak.upgrade() else { return };
-        own_channel(&state.options.root, rand::random())
+        own_channel(&channel(&state.options.root), rand::random())
     };
     let mut pause = FIRST_PAUSE;
     loop {

@@ -222,14 +222,23 @@ pub(crate) fn sweep_fence(scope: &str) -> Auxiliary {
     auxiliary(scope, "~f")
 }
 
+/// As in an ACL: all keys under a root, and all channels.
+pub(crate) fn all_keys(root: &str) -> String {
+    format!("{root}:*")
+}
+
+pub(crate) fn all_channels(root: &str) -> String {
+    format!("{}*", channel(root))
+}
+
 /// The channel in which all caches under one root hear each other's notices.
 pub(crate) fn channel(root: &str) -> String {
     format!("{root}:~n")
 }
 
-/// The channel of one cache alone, in which its link hears itself; and the name of its marker.
-pub(crate) fn own_channel(root: &str, id: u64) -> String {
-    format!("{root}:~n:{id:016x}")
+/// The channel of one cache alone, next to that of all, in which its link hears itself; and the name of its marker.
+pub(crate) fn own_channel(channel: &str, id: u64) -> String {
+    format!("{channel}:{id:016x}")
 }
 
 #[cfg(test)]

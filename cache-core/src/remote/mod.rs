@@ -1,6 +1,7 @@
 //! Step *remote tier* of the picture: the verbs of the protocol, bytes in and bytes out, one round trip each.
 
 mod answer;
+mod condition;
 mod gather;
 pub(crate) mod notice;
 mod steps;
@@ -14,6 +15,7 @@ use bb8_redis::redis::{Pipeline, Value, cmd};
 
 pub(crate) use self::{
     answer::{Leased, Life, Read},
+    condition::Condition,
     subscription::Link,
     wire::{
         Budget, Reconnect, Sentinels, Topology,
@@ -33,9 +35,9 @@ use self::{
 use crate::{
     clock::{Clock, millis},
     error::{Error, ErrorKind},
-    key::{FullKey, pattern::Glob, sweep_fence},
+    key::{FullKey, channel, pattern::Glob, sweep_fence},
     options::PoolOptions,
-    sync::Arc,
+    sync::{Arc, Mutex},
     value::envelope::{GENERATION, HEAD, Id, SEEN, Stamp, peek},
 };
 
@@ -45,6 +47,8 @@ pub(crate) struct Remote {
     scripts: Arc<Scripts>,
     batcher: Arc<Batcher>,
     channel: String,
+    /// Why the user may not subscribe, if so. It cannot be tried without doing it.
+    unheard: Mutex<Option<Error>>,
 }
 
 impl std::fmt::Debug for Remote {
@@ -88,14 +92,15 @@ impl Remote {
         topology: Topology,
         options: PoolOptions,
         op_timeout: Duration,
-        channel: String,
+        root: &str,
         clock: Clock,
     ) -> Self {
         let scripts = Arc::new(Scripts::new());
+        let (channel, account) = (channel(root), condition::account(root, &topology));
         // As a key the channel is that of nothing.
-        let wire = Arc::new(Wire::new(topology, options, op_timeout, &channel, scripts.clone(), clock));
+        let wire = Arc::new(Wire::new(topology, options, op_timeout, account, &channel, scripts.clone(), clock));
         let batcher = Arc::new(Batcher::new(wire.clone(), clock));
-        Self { wire, scripts, batcher, channel }
+        Self { wire, scripts, batcher, channel, unheard: Mutex::default() }
     }
 
     /// The server that holds this key.
@@ -334,13 +339,6 @@ impl Remote {
     /// Whether the server answers within `timeout` and takes writes, whatever the breaker says.
     pub(crate) async fn ping(&self, timeout: Duration) -> Result<(), Error> {
         self.wire.ping(timeout).await
-    }
-
-    /// The server's INFO, and how long it took to get it.
-    pub(crate) async fn info(&self) -> Result<(String, Duration), Error> {
-        let begun = tokio::time::Instant::now();
-        let text = self.wire.info().await?;
-        Ok((text, begun.elapsed()))
     }
 
     /// Whether the server refuses to run scripts, so that every step is a transaction.

@@ -6,7 +6,7 @@ use super::{
     Remote,
     wire::{Budget, Subscription},
 };
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// How long the marker lives without a heartbeat.
 const MARKER_MS: u64 = 10_000;
@@ -18,7 +18,10 @@ impl Remote {
     /// A new connection that hears the channel of all and `own_channel`. Returns when the server has acknowledged the
     /// subscriptions: from then on no notice is missed.
     pub(crate) async fn subscribe(&self, own_channel: &str) -> Result<Link, Error> {
-        self.wire(own_channel).subscribe(&[&self.channel, own_channel]).await
+        let subscribed = self.wire(own_channel).subscribe(&[&self.channel, own_channel]).await;
+        let refused = subscribed.as_ref().err().filter(|error| error.kind() == ErrorKind::Permission);
+        *self.unheard.lock() = refused.cloned();
+        subscribed
     }
 
     /// Whether the commands go to the link's server, so that it can hear the heartbeats.

@@ -32,10 +32,15 @@ impl Scripts {
         call: Call<'_>,
         tries: Tries,
     ) -> Result<(Value, Option<Connection>), Error> {
+        // Only once there is one is known what the server of these connections allows.
+        let connection = match connection {
+            Some(connection) => connection,
+            None => wire.connection(budget).await?,
+        };
         if !self.are_forbidden() {
             let number = rand::random();
             let ours = |reply: &Value| scripts::answers(reply, &number);
-            let mut called = wire.command(budget, connection, &lua.by_hash(call, &number), ours, tries).await;
+            let mut called = wire.command(budget, Some(connection), &lua.by_hash(call, &number), ours, tries).await;
             if is(&called, Detail::UnknownScript) {
                 called = wire.command(budget, None, &lua.by_source(call, &number), ours, tries).await;
             }
@@ -71,6 +76,7 @@ impl Scripts {
             }
             pipeline
         };
+        wire.connection(budget).await?;
         if !self.are_forbidden() {
             let ours = |replies: &[Value]| replies.iter().all(|reply| scripts::answers(reply, &number));
             let mut called = wire.pipeline(budget, &commands(false), ours).await;

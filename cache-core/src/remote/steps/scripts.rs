@@ -12,8 +12,10 @@ use super::{
     transactions::{self, Transaction},
 };
 use crate::{
-    error::Detail,
-    remote::wire::{Greeting, failure},
+    remote::wire::{
+        Greeting,
+        failure::{self, Said},
+    },
     sync::{AtomicBool, Ordering},
 };
 
@@ -133,7 +135,7 @@ impl Greeting for Scripts {
     fn hear(&self, replies: &[Value]) {
         match replies.first() {
             Some(Value::Int(1)) => self.forbidden.store(false, Ordering::Relaxed),
-            Some(Value::ServerError(error)) if failure::classify_reply(error).detail() == Detail::ScriptsForbidden => {
+            Some(Value::ServerError(error)) if failure::said_in(error) == Said::ScriptsForbidden => {
                 self.forbid();
             }
             // Another error says nothing about scripts.

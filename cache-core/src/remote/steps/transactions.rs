@@ -25,8 +25,10 @@ use super::{
 };
 use crate::{
     clock::sleep,
-    error::{Detail, ErrorKind},
-    remote::wire::failure,
+    remote::wire::{
+        Right,
+        failure::{self, Said},
+    },
     value::envelope::{GENERATION, HEAD},
 };
 
@@ -86,7 +88,7 @@ pub(super) async fn settle(
         match once(connection, step, calls, true).await {
             Ok(Some(answers)) => return Ok(Some(answers)),
             Ok(None) => {}
-            Err(error) => return on_a_full_server(connection, step, calls, error).await,
+            Err(error) => return without_queue(connection, step, calls, error).await,
         }
         if calls.len() > 1 {
             // Many keys are changed by somebody more often than few.
@@ -105,16 +107,16 @@ pub(super) async fn settle(
     Ok(None)
 }
 
-/// Deletes without a transaction. What may come between is safe: nothing was watched, so a fence that goes up on a full
+/// Deletes without a transaction, on a server that is full or lets us tell nobody: it queues no such command. What may come between is safe: nothing was watched, so a fence that goes up on a full
 /// server may be lost, or a lease that was just taken, which ends a protection or refuses a value.
-async fn on_a_full_server(
+async fn without_queue(
     connection: &mut MultiplexedConnection,
     step: &Transaction,
     calls: &[Call<'_>],
     error: RedisError,
 ) -> Result<Option<Vec<Value>>, RedisError> {
-    let is_full = failure::classify(&error).kind() == ErrorKind::OutOfMemory;
-    let Some(count) = step.deletes.filter(|_| is_full) else { return Err(error) };
+    let queues_nothing = matches!(failure::said(&error), Said::Full | Said::Lacks(Right::Channels));
+    let Some(count) = step.deletes.filter(|_| queues_nothing) else { return Err(error) };
     let deleting: Vec<_> =
         calls.iter().map(|call| Call { keys: call.keys, args: &call.args[..count.min(call.args.len())] }).collect();
     let answers = once(connection, step, &deleting, false).await?;
@@ -221,7 +223,7 @@ impl Transaction {
         if self.head.is_some() {
             let reply = next()?;
             match &reply {
-                Value::ServerError(error) if failure::classify_reply(error).detail() == Detail::WrongType => {}
+                Value::ServerError(error) if failure::said_in(error) == Said::WrongType => {}
                 _ => refused(&reply)?,
             }
             head = bytes(reply).unwrap_or_default();

@@ -9,7 +9,8 @@ use bb8_redis::{
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    failure,
+    account::Account,
+    failure::{self, Said},
     server_clock::{ServerClock, server_ms},
     topology::{self, Named, Topology},
 };
@@ -76,6 +77,7 @@ pub(super) struct Manager {
     pub(super) topology: Arc<Topology>,
     config: AsyncConnectionConfig,
     connect_timeout: Duration,
+    account: Arc<Account>,
     probe: Cmd,
     greeting: Arc<dyn Greeting>,
     server_clock: Arc<ServerClock>,
@@ -91,12 +93,12 @@ impl std::fmt::Debug for Manager {
 }
 
 impl Manager {
-    /// `probe` is a write that changes nothing.
+    /// What is said first is a write that changes nothing, and the greeting.
     pub(super) fn new(
         topology: Topology,
         connect_timeout: Duration,
-        probe: Cmd,
-        greeting: Arc<dyn Greeting>,
+        account: Arc<Account>,
+        (probe, greeting): (Cmd, Arc<dyn Greeting>),
         server_clock: Arc<ServerClock>,
     ) -> Self {
         let config = AsyncConnectionConfig::new()
@@ -104,7 +106,7 @@ impl Manager {
             // One slow command must not fail others: each call keeps its own deadline.
             .set_response_timeout(None);
         let (topology, trouble, tenure) = (Arc::new(topology), Arc::default(), Arc::default());
-        Self { topology, config, connect_timeout, probe, greeting, server_clock, trouble, tenure }
+        Self { topology, config, connect_timeout, account, probe, greeting, server_clock, trouble, tenure }
     }
 
     /// The same for the connections of this epoch.
@@ -140,7 +142,7 @@ impl Manager {
         match connect.await {
             Ok((connection, true)) => Ok(connection),
             Ok((_, false)) => Err(self.topology.replica()),
-            Err(error) => Err(failure::classify(&error)),
+            Err(error) => Err(failure::classify(&error, &self.account)),
         }
     }
 
@@ -174,8 +176,7 @@ fn may_be_primary(role: &Value, write: &Value) -> bool {
         },
         _ => true,
     };
-    let refused =
-        matches!(write, Value::ServerError(error) if failure::classify_reply(error).kind() == ErrorKind::ReadOnly);
+    let refused = matches!(write, Value::ServerError(error) if failure::said_in(error) == Said::ReadOnly);
     is_master && !refused
 }
 

@@ -1,6 +1,7 @@
 //! ONE server, whatever is said to it: its connections, whether it is tried at all, where it is found, its clock, and how
 //! commands go out. Knows Redis, and nothing of what this crate keeps there.
 
+mod account;
 mod breaker;
 mod connect;
 pub(crate) mod failure;
@@ -11,19 +12,20 @@ mod topology;
 
 use std::time::Duration;
 
-use bb8_redis::redis::{Client, Cmd, Value, aio::PubSubStream, cmd};
+use bb8_redis::redis::{Client, Cmd, Pipeline, Value, aio::PubSubStream, cmd};
 
+pub(crate) use self::{
+    account::{Account, Right},
+    connect::Greeting,
+    pool::{Connection, Reconnect},
+    send::{Budget, Tries, are_ints, is_int, unexpected},
+    topology::{Sentinels, Topology},
+};
 use self::{
     breaker::Breaker,
     connect::Manager,
     pool::Pool,
     server_clock::{ServerClock, server_ms},
-};
-pub(crate) use self::{
-    connect::Greeting,
-    pool::{Connection, Reconnect},
-    send::{Budget, Tries, are_ints, is_int, unexpected},
-    topology::{Sentinels, Topology},
 };
 use crate::{clock::Clock, error::Error, options::PoolOptions, sync::Arc};
 
@@ -35,6 +37,7 @@ pub(crate) struct Wire {
     server_clock: Arc<ServerClock>,
     connect_timeout: Duration,
     op_timeout: Duration,
+    account: Arc<Account>,
     probe: Cmd,
     greeting: Arc<dyn Greeting>,
 }
@@ -51,6 +54,7 @@ impl Wire {
         topology: Topology,
         options: PoolOptions,
         op_timeout: Duration,
+        account: Account,
         nothing: &str,
         greeting: Arc<dyn Greeting>,
         clock: Clock,
@@ -59,9 +63,11 @@ impl Wire {
         let probe = cmd("PEXPIRE").arg(nothing).arg(1).take();
         let server_clock = Arc::new(ServerClock::new());
         let connect_timeout = options.connect_timeout;
-        let manager = Manager::new(topology, connect_timeout, probe.clone(), greeting.clone(), server_clock.clone());
+        let account = Arc::new(account);
+        let said_first = (probe.clone(), greeting.clone());
+        let manager = Manager::new(topology, connect_timeout, account.clone(), said_first, server_clock.clone());
         let (pool, breaker) = (Pool::new(manager, options), Breaker::new(clock));
-        Self { pool, breaker, server_clock, connect_timeout, op_timeout, probe, greeting }
+        Self { pool, breaker, server_clock, connect_timeout, op_timeout, account, probe, greeting }
     }
 
     /// Sets what is done when connections are made anew. Once.
@@ -99,15 +105,14 @@ impl Wire {
         Budget::new(timeout).limit(answers).await
     }
 
-    /// The server's INFO. An operator's question goes past the breaker: it is the answer that counts.
-    pub(crate) async fn info(&self) -> Result<String, Error> {
-        let mut budget = Budget::new(self.op_timeout);
-        let reply = budget.limit(self.attempt(None, &cmd("INFO"), |_| true, Tries::Two)).await?.0;
-        match reply {
-            Value::BulkString(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-            Value::VerbatimString { text, .. } | Value::SimpleString(text) => Ok(text),
-            _ => Err(unexpected()),
-        }
+    /// All replies to an operator's questions, errors among them. They go past the breaker: it is the answer that counts.
+    pub(crate) async fn ask(&self, questions: &Pipeline) -> Result<Vec<Value>, Error> {
+        Budget::new(self.op_timeout).limit(self.attempt_all(questions)).await
+    }
+
+    /// Who we are to the server.
+    pub(crate) fn account(&self) -> &Account {
+        &self.account
     }
 
     /// A new connection that hears these channels. Returns when the server has acknowledged the subscriptions: from
@@ -122,7 +127,7 @@ impl Wire {
                 connection.subscribe(channels).await?;
                 Ok(Subscription { messages: connection.into_on_message(), server: server.clone() })
             };
-            subscribed.await.map_err(|error| failure::classify(&error))
+            subscribed.await.map_err(|error| failure::classify(&error, &self.account))
         };
         let subscribed = Budget::new(self.connect_timeout).limit(subscribe).await;
         if subscribed.is_err() {

@@ -215,6 +215,19 @@ impl Wire {
         Err(last.unwrap_or_else(unexpected))
     }
 
+    /// All replies, errors of the server among them; once more on a new connection where the first was lost.
+    pub(crate) async fn attempt_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
+        let mut last = None;
+        for _ in 0..2 {
+            let mut connection = self.pool.connection().await?;
+            match connection.handle.send_packed_commands(pipeline, 0, pipeline.len()).await {
+                Ok(replies) => return Ok(replies),
+                Err(error) => last = Some(self.failed(&connection, &error)?),
+            }
+        }
+        Err(last.unwrap_or_else(unexpected))
+    }
+
     /// Gives up a connection whose replies are those of other commands: one was doubled or lost on the way. The new
     /// one hears again of what was acknowledged lately, as some of that may have been other commands' replies, too.
     fn found_out(&self, connection: &Connection) -> Error {
@@ -224,7 +237,7 @@ impl Wire {
 
     /// Translates an error. `Ok` when it broke the connection, so that another one may do better.
     fn failed(&self, connection: &Connection, error: &RedisError) -> Result<Error, Error> {
-        let error = failure::classify(error);
+        let error = failure::classify(error, &self.account);
         if failure::breaks_connection(&error) {
             self.pool.discard(connection);
             return Ok(error);

@@ -10,7 +10,7 @@ use bb8_redis::redis::{
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 
-use super::failure;
+use super::failure::{self, Said};
 use crate::{
     error::{Error, ErrorKind},
     sync::{AtomicUsize, Ordering},
@@ -46,6 +46,15 @@ impl Topology {
             Self::Single(client) => Ok(Named { server: client.clone(), by: 0 }),
             Self::Sentinel(sentinels) => sentinels.primary().await,
         }
+    }
+
+    /// The user as which the servers know us.
+    pub(crate) fn user(&self) -> &str {
+        let info = match self {
+            Self::Single(client) => client.get_connection_info(),
+            Self::Sentinel(sentinels) => &sentinels.node,
+        };
+        info.redis_settings().username().unwrap_or("default")
     }
 
     /// The error of a server that is no primary.
@@ -137,7 +146,7 @@ impl Sentinels {
                     Some((at, Ok(Some((host, port))))) => {
                         self.first.store(at, Ordering::Relaxed);
                         let info = self.node.clone().set_addr(self.address(host, port));
-                        let server = Client::open(info).map_err(|error| failure::classify(&error))?;
+                        let server = Client::open(info).map_err(|error| failure::other(&error))?;
                         return Ok(Named { server, by: at });
                     }
                     Some((_, Ok(None))) => failure = Some(self.unknown()),
@@ -188,16 +197,13 @@ pub(crate) fn unreachable() -> Error {
 
 /// What the error of a Sentinel that answered says; `None` for one that did not.
 fn told(error: &RedisError) -> Option<Error> {
-    let classified = failure::classify(error);
-    let message = match classified.kind() {
-        ErrorKind::Authentication => {
+    let message = match failure::said(error) {
+        Said::PasswordWanted | Said::CredentialsRefused => {
             "Sentinel wants other credentials than it got; check sentinel_username and sentinel_password in the URL"
         }
-        ErrorKind::Permission => {
-            "the Sentinel user may not ask for the primary (NOPERM); allow it the command SENTINEL"
-        }
+        Said::Lacks(_) => "the Sentinel user may not ask for the primary (NOPERM); allow it the command SENTINEL",
         // An answer, but not a Sentinel's.
-        ErrorKind::Server => {
+        Said::Other if failure::other(error).kind() == ErrorKind::Server => {
             let message = "what answers is no Sentinel; check the ports in the URL, 26379 is the usual one";
             return Some(Error::new(ErrorKind::Unavailable, message));
         }
