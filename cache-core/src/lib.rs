@@ -36,7 +36,8 @@ pub use cache_macros::cached;
 pub use self::{
     api::{
         builder::Builder,
-        cache::{Cache, Health, Status},
+        cache::Cache,
+        health::{Health, Status},
         scoped::Scoped,
     },
     error::{Error, ErrorKind},

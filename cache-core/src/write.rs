@@ -21,12 +21,14 @@ pub(crate) struct Encoded {
     head: [u8; HEAD],
     payload: Vec<u8>,
     pub(crate) ttl: Duration,
+    /// What the value takes in memory.
+    pub(crate) weight: usize,
 }
 
 impl Encoded {
-    /// The length of the encoded value.
-    pub(crate) fn len(&self) -> usize {
-        self.payload.len()
+    /// For a FILL that stores nothing and is answered all the same.
+    pub(crate) fn nothing() -> Self {
+        Self { head: [0; HEAD], payload: Vec::new(), ttl: Duration::ZERO, weight: 0 }
     }
 }
 
@@ -39,6 +41,7 @@ pub(crate) fn encode<T: CacheValue>(
     cost: Duration,
 ) -> Result<Encoded, Error> {
     let codec = target.codec();
+    let weight = value.as_deref().map_or(Ok(0), |value| codec.weigh(value))?;
     let payload = value.as_deref().map_or(Ok(Vec::new()), |value| codec.encode(value))?;
     target.check_len(payload.len())?;
     let head = Head {
@@ -51,7 +54,7 @@ pub(crate) fn encode<T: CacheValue>(
         stamp: Stamp::new(remote.server_now_ms(), ttl),
     };
     let head = head.to_bytes(target.key.generation_count(), &payload);
-    Ok(Encoded { head, payload, ttl })
+    Ok(Encoded { head, payload, ttl, weight })
 }
 
 /// FILL in a task of its own, so that a finished fetch is stored even when the call that ran it is dropped.
@@ -65,7 +68,7 @@ pub(crate) async fn fill(
 ) -> Result<bool, Error> {
     let remote = remote.clone();
     let filled = tokio::spawn(async move {
-        let Encoded { head, payload, ttl } = &value;
+        let Encoded { head, payload, ttl, .. } = &value;
         let filled = remote.fill(&mut Budget::new(op_timeout), &lease, head, payload, *ttl).await;
         if filled.is_err() {
             // Redis is full or gone; whoever waits must not wait for the whole lease.

@@ -16,10 +16,8 @@ use rand::RngExt as _;
 use crate::{
     clock::{Instant, sleep},
     error::{Error, ErrorKind},
-    remote::{
-        Link, Remote,
-        notice::{Notice, own_channel},
-    },
+    key::{channel, own_channel},
+    remote::{Link, Remote, notice::Notice},
     state::State,
     sync::Arc,
     target::UNCONFIRMED,
@@ -63,7 +61,7 @@ impl Drop for Held {
 async fn hold(weak: &Weak<State>) {
     let own = {
         let Some(state) = weak.upgrade() else { return };
-        own_channel(&state.options.root, rand::random())
+        own_channel(&channel(&state.options.root), rand::random())
     };
     let mut pause = FIRST_PAUSE;
     loop {
@@ -114,7 +112,7 @@ async fn listen(weak: &Weak<State>, own: &str, mut link: Link) -> Error {
     let ended = || Error::new(ErrorKind::Unavailable, "the subscription to Redis ended; it is made again");
     {
         let Some((_, remote)) = alive(weak) else { return ended() };
-        if let Err(error) = remote.put_sentinel(own).await {
+        if let Err(error) = remote.put_marker(own).await {
             return error;
         }
     }
@@ -146,7 +144,7 @@ async fn listen(weak: &Weak<State>, own: &str, mut link: Link) -> Error {
                         // waited for.
                         state.near.stripes.bump_everything();
                         state.waiters.wake_all();
-                        if let Err(error) = remote.put_sentinel(own).await {
+                        if let Err(error) = remote.put_marker(own).await {
                             return error;
                         }
                     }

@@ -30,8 +30,10 @@ const LONGEST_HOLD: Duration = Duration::from_secs(600);
 pub enum Invalidated {
     /// Done: no call that begins now gets an older value from Redis, and near tiers follow within three seconds.
     Applied,
-    /// Redis could not be reached, or the cache is closed. This process serves the old value no more. Until Redis has heard
-    /// of the invalidation, Redis and other processes may serve it.
+    /// Redis could not be reached or denies its user a right, or the cache is closed. This process serves the old value no
+    /// more. Until Redis has heard of the invalidation, Redis and other processes may serve it.
+    /// [`Cache::health`](crate::Cache::health) says why. Where the Redis user may not publish, the value is removed from
+    /// Redis, but nobody can be told: other processes keep near copies.
     ///
     /// The invalidation is sent again until Redis has heard it, also after the last clone of the cache is dropped, as long
     /// as a tokio runtime is driven on which it was called, or on which the cache is used later. It is lost when that

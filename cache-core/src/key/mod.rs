@@ -5,6 +5,8 @@
 
 mod argument;
 mod canonical;
+#[cfg(test)]
+mod laws;
 pub(crate) mod pattern;
 pub(crate) mod segment;
 pub(crate) mod tag;
@@ -29,6 +31,8 @@ use crate::error::{Error, ErrorKind};
 pub(crate) const MAX_PLAIN: usize = 200;
 /// `~` and 256 bits in hexadecimal.
 pub(crate) const HASH_LEN: usize = 65;
+/// Values inside values in one argument. Each level takes room on the stack.
+const MAX_DEPTH: u8 = 128;
 /// The longest root, in bytes.
 pub(crate) const MAX_ROOT: usize = 32;
 /// The longest profile name, in bytes.
@@ -131,7 +135,8 @@ impl FullKey {
 
     /// Names of all generations the value depends on: of tenant, keyspace and tags, in this order.
     pub(crate) fn generations(&self) -> Vec<String> {
-        let mut names = vec![scope_generation(self.scope()), keyspace_generation(self.keyspace())];
+        let mut names =
+            vec![scope_generation(self.scope()).to_string(), keyspace_generation(self.keyspace()).to_string()];
         names.extend(self.tags().iter().map(|tag| tag.to_string()));
         names
     }
@@ -166,12 +171,18 @@ impl FullKey {
     }
 
     pub(crate) fn lease(&self) -> String {
-        format!("{}~l", self.text)
+        auxiliary(&self.text, "~l").to_string()
     }
 
     pub(crate) fn sweep_fence(&self) -> String {
-        sweep_fence(self.scope())
+        sweep_fence(self.scope()).to_string()
     }
+}
+
+#[cold]
+fn too_deep() -> Error {
+    let message = format!("a key argument nests deeper than {MAX_DEPTH} levels; give a flatter one, or skip it");
+    Error::new(ErrorKind::InvalidKey, message)
 }
 
 #[cold]
@@ -179,22 +190,55 @@ fn push_hashed(text: &mut ArrayString<MAX_KEY>, identifier: &KeyWriter) {
     let room = MAX_PLAIN.saturating_sub(text.len() + HASH_LEN);
     let head = identifier.head();
     text.push_str(&head[..room.min(head.len())]);
-    let _ = write!(text, "~{}", identifier.hash().to_hex());
+    let _ = write!(text, "~{}", identifier.digest().to_hex());
+}
+
+/// The name of an auxiliary key, on the stack.
+pub(crate) type Auxiliary = ArrayString<{ MAX_KEY + 4 }>;
+
+#[inline]
+fn auxiliary(name: &str, end: &str) -> Auxiliary {
+    let mut text = Auxiliary::new_const();
+    // Fits: a name is a key or the beginning of one.
+    text.push_str(name);
+    text.push_str(end);
+    text
 }
 
 /// The generation of a whole tenant, or of the keys of no tenant, from its prefix.
-pub(crate) fn scope_generation(scope: &str) -> String {
-    format!("{scope}~g")
+#[inline]
+pub(crate) fn scope_generation(scope: &str) -> Auxiliary {
+    auxiliary(scope, "~g")
 }
 
 /// The generation of one keyspace of a tenant, from prefix and profile.
-pub(crate) fn keyspace_generation(keyspace: &str) -> String {
-    format!("{keyspace}:~g")
+#[inline]
+pub(crate) fn keyspace_generation(keyspace: &str) -> Auxiliary {
+    auxiliary(keyspace, ":~g")
 }
 
 /// The sweep fence of a tenant, from its prefix.
-pub(crate) fn sweep_fence(scope: &str) -> String {
-    format!("{scope}~f")
+pub(crate) fn sweep_fence(scope: &str) -> Auxiliary {
+    auxiliary(scope, "~f")
+}
+
+/// As in an ACL: all keys under a root, and all channels.
+pub(crate) fn all_keys(root: &str) -> String {
+    format!("{root}:*")
+}
+
+pub(crate) fn all_channels(root: &str) -> String {
+    format!("{}*", channel(root))
+}
+
+/// The channel in which all caches under one root hear each other's notices.
+pub(crate) fn channel(root: &str) -> String {
+    format!("{root}:~n")
+}
+
+/// The channel of one cache alone, next to that of all, in which its link hears itself; and the name of its marker.
+pub(crate) fn own_channel(channel: &str, id: u64) -> String {
+    format!("{channel}:{id:016x}")
 }
 
 #[cfg(test)]
@@ -214,6 +258,8 @@ mod tests {
     #[test]
     fn golden_keys() {
         let long = "x".repeat(300);
+        let canonical = serde_json::json!([null, [], {}, -1, 0.5, "a:b", true, { "b": [1], "a": null }]);
+        let canonical = (Canonical(&canonical), Canonical(&Some(('c', None::<u8>, Ok::<u8, u8>(1)))));
         let tagged = full(Some("acme"), "api", "id").with_tags(&Tags::encode(["plan:é", "beta"]).unwrap());
         let lines = [
             full(Some("acme"), "workflow_def", "abc-456").as_str().to_owned(),
@@ -226,6 +272,7 @@ mod tests {
                 .as_str()
                 .to_owned(),
             full(Some("acme"), "api", (vec![1, 2], ("p", "q"), Some(("r", "s")))).as_str().to_owned(),
+            full(Some("acme"), "api", canonical).as_str().to_owned(),
             full(Some("acme"), "api", &*long).as_str().to_owned(),
             full(Some("acme"), "api", "id").lease(),
             tagged.generations().join("\n"),

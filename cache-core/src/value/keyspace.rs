@@ -5,7 +5,7 @@ use std::{any::TypeId, fmt, marker::PhantomData};
 use crate::{
     error::{Error, ErrorKind},
     key::{KeyArgument, KeyWriter, tag::Tags},
-    value::{TtlProfile, codec::Codec, envelope::Fnv},
+    value::{TtlProfile, codec::Codec},
 };
 
 /// A kind of cached value: profile, type `T`, version of `T` and codec. `const`.
@@ -200,7 +200,7 @@ impl<T> Eq for Key<T> {}
 
 impl<T> std::hash::Hash for Key<T> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.identifier.head().hash(state);
+        self.identifier.hash(state);
     }
 }
 
@@ -212,15 +212,15 @@ pub(crate) struct Binding {
     pub(crate) origin: Origin,
 }
 
-/// The function a value is bound to.
+/// The function a value is bound to, and the version of its type.
 ///
-/// Within a process its type tells it apart, which costs nothing on a hit; between processes the type's name does.
+/// Within a process the function's own type tells it apart, which costs nothing on a hit; between processes a hash of its
+/// place does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
     function: TypeId,
-    name: &'static str,
-    /// Hash of the names of the function's own type parameters.
-    types: u64,
+    /// Hash of the function's place and of its type parameters. 0 for no function.
+    place: u64,
     /// The version of the value's type: the envelope says it in Redis.
     version: u32,
 }
@@ -228,19 +228,14 @@ pub(crate) struct Origin {
 impl Origin {
     /// Bound to no function.
     pub(crate) fn none() -> Self {
-        Self { function: TypeId::of::<()>(), name: "", types: 0, version: 0 }
+        Self::of(None, 0)
     }
 
-    /// Bound to the function that `F` stands for.
+    /// Bound to this function, by its type and by the hash of its place, if to any.
     #[inline]
-    pub(crate) fn of<F: 'static>() -> Self {
-        Self { function: TypeId::of::<F>(), name: std::any::type_name::<F>(), types: 0, version: 0 }
-    }
-
-    /// Bound to one instance of a generic function.
-    pub(crate) fn with_type(mut self, hash: u64) -> Self {
-        self.types = self.types.rotate_left(7) ^ hash;
-        self
+    pub(crate) fn of(function: Option<(TypeId, u64)>, version: u32) -> Self {
+        let (function, place) = function.unwrap_or((TypeId::of::<()>(), 0));
+        Self { function, place, version }
     }
 
     /// Bound to this version of the value's type.
@@ -252,14 +247,14 @@ impl Origin {
 
     /// The same in every process.
     pub(crate) fn seed(&self) -> u64 {
-        if self.name.is_empty() { 0 } else { Fnv::new().update(self.name.as_bytes()).0 ^ self.types }
+        self.place
     }
 }
 
 impl PartialEq for Origin {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        self.function == other.function && self.types == other.types && self.version == other.version
+        self.function == other.function && self.place == other.place && self.version == other.version
     }
 }
 
@@ -268,6 +263,24 @@ impl Eq for Origin {}
 impl std::hash::Hash for Origin {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.function.hash(state);
-        (self.types, self.version).hash(state);
+        (self.place, self.version).hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, hash::BuildHasher, hash::RandomState};
+
+    use super::*;
+    use crate::value::profiles::API_RESPONSE;
+
+    /// A map of such keys must not become a list.
+    #[test]
+    fn keys_with_one_long_head_have_hashes_of_their_own() {
+        const URLS: Keyspace<String> = API_RESPONSE.of();
+        let head = "x".repeat(300);
+        let hasher = RandomState::new();
+        let hashes: HashSet<_> = (0..1000).map(|n| hasher.hash_one(URLS.key((head.as_str(), n)))).collect();
+        assert_eq!(hashes.len(), 1000);
     }
 }
