@@ -5,6 +5,7 @@ pub(crate) mod envelope;
 pub(crate) mod jitter;
 pub(crate) mod keyspace;
 mod profile;
+pub(crate) mod schema;
 
 #[cfg(test)]
 use self::profile::MAX_TTL;

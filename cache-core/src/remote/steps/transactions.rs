@@ -24,7 +24,7 @@ use rand::RngExt as _;
 
 use crate::{
     clock::sleep,
-    value::envelope::{GENERATION, HEAD, MAGIC, SEEN, STAMP},
+    value::envelope::{GENERATION, HEAD, MAGIC, SEEN, STAMP, is_of_later_format},
 };
 
 /// Attempts after which a step gives up: others keep changing what it watches.
@@ -396,7 +396,7 @@ fn lease(seen: &Seen<'_>) -> Option<Decision> {
     let mut commands = Vec::new();
     let noted = seen.keep(2, seen.number(3)?, Some(new), &mut commands)?;
     let generations = noted[GENERATION..].to_vec();
-    if seen.is_valid(&generations) && seen.head[..SEEN] != **refused {
+    if (seen.is_valid(&generations) && seen.head[..SEEN] != **refused) || is_of_later_format(&seen.head) {
         commands.push(command("GET", value));
         let at = commands.len() - 1;
         return write(commands, Answer::Found(at, generations));
