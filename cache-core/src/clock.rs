@@ -12,8 +12,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::sync::{AtomicU64, Ordering};
-
 /// A point on this process's monotonic time line, in units of 2⁻³² seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Instant(u64);
@@ -78,31 +76,6 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// An estimate of the server's clock, so that the age of an entry needs no question of its own.
-#[derive(Debug)]
-pub(crate) struct ServerClock {
-    base: std::time::Instant,
-    /// The server's time at `base`, in milliseconds since 1970.
-    at_base_ms: AtomicU64,
-}
-
-impl ServerClock {
-    /// Starts from this machine's clock, until the server is asked.
-    pub(crate) fn new() -> Self {
-        Self { base: std::time::Instant::now(), at_base_ms: AtomicU64::new(unix_ms()) }
-    }
-
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.at_base_ms.load(Ordering::Relaxed).saturating_add(millis_floor(self.base.elapsed()))
-    }
-
-    /// Takes over the server's answer to a question that was under way for `trip`.
-    pub(crate) fn learn(&self, server_ms: u64, trip: Duration) {
-        let now = server_ms.saturating_add(millis_floor(trip / 2));
-        self.at_base_ms.store(now.saturating_sub(millis_floor(self.base.elapsed())), Ordering::Relaxed);
-    }
-}
-
 /// Waits, and for ever where no tokio timer can be had (no runtime, one without timers, one that shuts down): only for
 /// waits that something else ends too.
 pub(crate) async fn sleep(duration: Duration) {
@@ -132,10 +105,6 @@ pub(crate) async fn unpanicked<F: Future>(future: F) -> Option<F::Output> {
         }
     })
     .await
-}
-
-fn millis_floor(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whole milliseconds, rounded up, so that nothing above zero becomes zero.

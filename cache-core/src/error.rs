@@ -19,7 +19,18 @@ pub struct Error(Arc<Repr>);
 
 struct Repr {
     kind: ErrorKind,
+    detail: Detail,
     message: Cow<'static, str>,
+}
+
+/// What this crate decides on where the class does not tell enough. The message is for people alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    None,
+    /// The server does not know the script of this hash.
+    UnknownScript,
+    /// The server runs no scripts for this user, or for anybody.
+    ScriptsForbidden,
 }
 
 /// The class of an [`Error`].
@@ -62,7 +73,15 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self(Arc::new(Repr { kind, message: message.into() }))
+        Self::with_detail(kind, Detail::None, message)
+    }
+
+    pub(crate) fn with_detail(kind: ErrorKind, detail: Detail, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Arc::new(Repr { kind, detail, message: message.into() }))
+    }
+
+    pub(crate) fn detail(&self) -> Detail {
+        self.0.detail
     }
 
     /// The class of this error.

@@ -25,6 +25,7 @@ mod key;
 // the ground
 mod stats;
 mod sink;
+mod task;
 mod clock;
 mod sync;
 mod error;
@@ -35,7 +36,8 @@ pub use cache_macros::cached;
 pub use self::{
     api::{
         builder::Builder,
-        cache::{Cache, Health, Status},
+        cache::Cache,
+        health::{Health, Status},
         scoped::Scoped,
     },
     error::{Error, ErrorKind},

@@ -8,13 +8,14 @@ use crate::{
     near::{Cached, Near},
     options::Options,
     pending::{
-        fences::Holds,
+        fences::Fences,
         journal::{self, Journal},
     },
     remote::Remote,
     sink::Sink,
     stats::{Counters, Registry},
     sync::{Arc, AtomicBool, AtomicU64, Ordering},
+    task::Task,
     value::{codec::CacheValue, keyspace::Origin},
 };
 
@@ -33,13 +34,13 @@ pub(crate) struct State {
     pub(crate) cap: Cap,
     pub(crate) journal: Journal,
     /// Write fences of this process.
-    pub(crate) holds: Holds,
-    /// Whether a task is sending again what the journal holds.
-    pub(crate) replaying: AtomicBool,
+    pub(crate) fences: Fences,
+    /// Sends again what the journal holds.
+    pub(crate) resending: Task,
     /// Calls that wait for the lease of another process.
     pub(crate) waiters: Waiters,
-    /// Whether a task holds the link to the backplane.
-    pub(crate) linking: AtomicBool,
+    /// Holds the link to the backplane.
+    pub(crate) linking: Task,
     /// Closed or disabled: every call fetches.
     pub(crate) off: AtomicBool,
     /// Closed: nothing is sent any more. A cache that is only disabled still invalidates for the others.
@@ -57,10 +58,10 @@ impl State {
             sink: Sink::new(clock),
             cap: Cap::new(options.fetch_cap),
             journal: Journal::new(clock, journal::CAP),
-            holds: Holds::default(),
-            replaying: AtomicBool::new(false),
+            fences: Fences::default(),
+            resending: Task::new(clock),
             waiters: Waiters::default(),
-            linking: AtomicBool::new(false),
+            linking: Task::new(clock),
             off: AtomicBool::new(off),
             closed: AtomicBool::new(false),
             options,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     error::{Error, ErrorKind},
-    invalidate,
+    invalidate::{self, resend},
     near::Cached,
     pending::journal::Coverage,
     remote::{Budget, Lease, Remote, breaks_connection},
@@ -21,12 +21,14 @@ pub(crate) struct Encoded {
     head: [u8; HEAD],
     payload: Vec<u8>,
     pub(crate) ttl: Duration,
+    /// What the value takes in memory.
+    pub(crate) weight: usize,
 }
 
 impl Encoded {
-    /// The length of the encoded value.
-    pub(crate) fn len(&self) -> usize {
-        self.payload.len()
+    /// For a FILL that stores nothing and is answered all the same.
+    pub(crate) fn nothing() -> Self {
+        Self { head: [0; HEAD], payload: Vec::new(), ttl: Duration::ZERO, weight: 0 }
     }
 }
 
@@ -39,6 +41,7 @@ pub(crate) fn encode<T: CacheValue>(
     cost: Duration,
 ) -> Result<Encoded, Error> {
     let codec = target.codec();
+    let weight = value.as_deref().map_or(Ok(0), |value| codec.weigh(value))?;
     let payload = value.as_deref().map_or(Ok(Vec::new()), |value| codec.encode(value))?;
     target.check_len(payload.len())?;
     let head = Head {
@@ -50,7 +53,7 @@ pub(crate) fn encode<T: CacheValue>(
         stamp: Stamp::new(remote.server_now_ms(), ttl),
     };
     let head = head.to_bytes(target.key.generation_count(), &payload);
-    Ok(Encoded { head, payload, ttl })
+    Ok(Encoded { head, payload, ttl, weight })
 }
 
 /// FILL in a task of its own, so that a finished fetch is stored even when the call that ran it is dropped.
@@ -64,7 +67,7 @@ pub(crate) async fn fill(
 ) -> Result<bool, Error> {
     let remote = remote.clone();
     let filled = tokio::spawn(async move {
-        let Encoded { head, payload, ttl } = &value;
+        let Encoded { head, payload, ttl, .. } = &value;
         let filled = remote.fill(&mut Budget::new(op_timeout), &lease, head, payload, *ttl).await;
         if filled.is_err() {
             // Redis is full or gone; whoever waits must not wait for the whole lease.
@@ -93,7 +96,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         invalidate::bump_key(state, target.key.as_str());
         let watch = target.watch();
         // After the watch: a fence that comes later bumps what is watched.
-        if target.is_held() {
+        if target.is_fenced() {
             counters.refused.increment();
             return Ok(());
         }
@@ -112,7 +115,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
         if stored.is_ok() {
             // The first one may still arrive, after somebody's later invalidation.
-            invalidate::when_late(state, &target.key);
+            resend::when_late(state, &target.key);
         }
     }
     unanswered.is_answered = !stored.as_ref().is_err_and(Error::is_unavailable);
@@ -124,7 +127,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         Err(error) => {
             counters.remote_errors.increment();
             // Refused: the older value must not be read as if nothing had happened.
-            invalidate::later(state, Coverage::Key(Box::new(target.key.clone())));
+            resend::later(state, Coverage::Key(Box::new(target.key.clone())));
             return Err(error);
         }
     }
@@ -143,8 +146,8 @@ impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
             let Target { state, key, .. } = self.target;
-            invalidate::later(state, Coverage::Key(Box::new(key.clone())));
-            invalidate::when_late(state, key);
+            resend::later(state, Coverage::Key(Box::new(key.clone())));
+            resend::when_late(state, key);
         }
     }
 }

@@ -238,3 +238,53 @@ fn the_link_moves_to_the_next_runtime() {
         });
     }
 }
+
+/// 1. The link lives on one runtime.
+/// 2. Nobody drives that runtime any more.
+/// 3. Another runtime is busy: near copies are vouched for there again.
+/// 4. The first one wakes up, and disturbs nobody.
+#[test]
+fn a_link_on_an_idle_runtime_is_taken_over_by_a_busy_one() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (idle, busy) = (runtime(), runtime());
+    let (cache, reader) = idle.block_on(async {
+        let builder = Cache::builder().url(proxy.url()).op_timeout(Duration::from_millis(200)).min_idle(1);
+        let cache = builder.connect().await.unwrap();
+        let reader = cache.tenant("acme").unwrap();
+        until_linked(&reader, &proxy).await;
+        (cache, reader)
+    });
+    let asked = || {
+        let stats = &cache.stats().profiles["report"];
+        stats.remote_hits + stats.misses
+    };
+    busy.block_on(async {
+        let (key, begun, mut last) = (REPORTS.key("x"), Instant::now(), Instant::now());
+        while last.elapsed() <= BOUND + Duration::from_millis(100) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the link never comes up");
+            let before = asked();
+            read(&reader, &key, "v").await;
+            if asked() > before {
+                last = Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let subscribers =
+        || server.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]).lines().filter(|line| !line.is_empty()).count();
+    let begun = Instant::now();
+    while subscribers() > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(15), "two links");
+        idle.block_on(async { tokio::time::sleep(Duration::from_millis(20)).await });
+    }
+    busy.block_on(async {
+        let (writer, key) = (acme(&server.url()).await, REPORTS.key("x"));
+        let before = asked();
+        read(&reader, &key, "v").await;
+        assert_eq!(asked(), before, "the old link took the new one's word along");
+        assert!(writer.invalidate(&key).await.is_applied());
+        old_served_for(&reader, &key, Instant::now()).await;
+    });
+}

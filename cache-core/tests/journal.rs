@@ -4,12 +4,14 @@ mod support;
 
 use std::{
     future::{Future, ready},
+    sync::atomic::{AtomicUsize, Ordering},
     task::{Context, Waker},
     time::{Duration, Instant},
 };
 
 use cache_core::{Cache, Invalidated, Keyspace, Scoped, TtlProfile};
 use support::{Fault, Proxy, Server};
+use tokio::runtime::{Builder, Runtime};
 
 const REPORTS: Keyspace<String> = TtlProfile::new("report", Duration::from_secs(60)).of();
 
@@ -107,4 +109,128 @@ async fn what_was_acknowledged_lately_is_sent_again_after_a_reconnect() {
     proxy.drop_connections();
     let _ = mine.get(&REPORTS.key("other")).await;
     eventually_gone(&observer, &key).await;
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// 1. An invalidation is pending, and the task that sends it again lives on one runtime.
+/// 2. Nobody drives that runtime any more.
+/// 3. The server is reached again, and another runtime is busy with other keys.
+#[test]
+fn what_is_pending_on_an_idle_runtime_is_sent_from_a_busy_one() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let (idle, busy) = (runtime(), runtime());
+    let (key, other) = (REPORTS.key("x"), REPORTS.key("other"));
+    let observer = busy.block_on(acme(&server.url(), 20_000));
+    busy.block_on(observer.set(&key, "old".to_owned())).unwrap();
+    let mine = idle.block_on(async {
+        let mine = acme(proxy.url(), 200).await;
+        proxy.refuse_connections();
+        proxy.drop_connections();
+        assert_eq!(mine.invalidate(&key).await, Invalidated::Pending);
+        mine
+    });
+    proxy.accept_connections();
+    busy.block_on(async {
+        let begun = Instant::now();
+        while observer.get(&key).await.unwrap().is_some() {
+            assert!(begun.elapsed() < Duration::from_secs(15), "the invalidation never arrives");
+            let _ = mine.get(&other).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    // The task of the idle runtime wakes up, finds that another one took its place, and disturbs nobody.
+    proxy.reset();
+    idle.block_on(async { tokio::time::sleep(Duration::from_millis(300)).await });
+    assert_eq!(proxy.count("INVALIDATE"), 0);
+}
+
+/// How many values there are in this process.
+static VALUES: AtomicUsize = AtomicUsize::new(0);
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Counted(u8);
+
+impl Counted {
+    fn new() -> Self {
+        VALUES.fetch_add(1, Ordering::SeqCst);
+        Self(7)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        VALUES.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The caller is done with the cache before Redis has heard: what is pending is sent all the same, and the values kept in
+/// this process do not wait for that.
+#[tokio::test]
+async fn what_is_pending_outlives_the_last_clone_of_the_cache() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let observer = acme(&server.url(), 20_000).await;
+    let (key, kept) = (REPORTS.key("x"), TtlProfile::new("kept", Duration::from_secs(60)).of().key("y"));
+    observer.set(&key, "old".to_owned()).await.unwrap();
+    {
+        let cache = Cache::builder().url(proxy.url()).op_timeout(Duration::from_millis(200)).min_idle(1);
+        let mine = cache.connect().await.unwrap().tenant("acme").unwrap();
+        mine.try_get_or_fetch(&kept, || ready(Ok::<_, ()>(Counted::new()))).await.unwrap();
+        assert_eq!(VALUES.load(Ordering::SeqCst), 1, "it is kept near");
+        proxy.refuse_connections();
+        proxy.drop_connections();
+        assert_eq!(mine.invalidate(&key).await, Invalidated::Pending);
+    }
+    let begun = Instant::now();
+    while VALUES.load(Ordering::SeqCst) > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(15), "values are kept for nobody");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    proxy.accept_connections();
+    eventually_gone(&observer, &key).await;
+    let begun = Instant::now();
+    while server.cli(&["CLIENT", "LIST"]).lines().count() > 3 {
+        assert!(begun.elapsed() < Duration::from_secs(15), "the dropped cache keeps its connections");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A `set` without an answer, whose caller is done with the cache: what the server stores late is removed all the same.
+#[tokio::test]
+async fn a_set_without_an_answer_is_undone_after_the_last_clone_of_the_cache() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let observer = acme(&server.url(), 20_000).await;
+    let key = REPORTS.key("x");
+    {
+        let mine = acme(proxy.url(), 200).await;
+        proxy.set(Fault::HoldReplies);
+        assert!(mine.set(&key, "late".to_owned()).await.unwrap_err().is_unavailable());
+    }
+    proxy.set(Fault::None);
+    eventually_gone(&observer, &key).await;
+}
+
+/// `close` ends what is pending, too: the process is about to end, and says so.
+#[tokio::test]
+async fn a_closed_cache_sends_nothing_that_was_pending() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let (observer, key) = (acme(&server.url(), 20_000).await, REPORTS.key("x"));
+    observer.set(&key, "old".to_owned()).await.unwrap();
+    let cache = Cache::builder().url(proxy.url()).near_bytes(0).min_idle(1).connect().await.unwrap();
+    let mine = cache.tenant("acme").unwrap();
+    proxy.refuse_connections();
+    proxy.drop_connections();
+    assert_eq!(mine.invalidate(&key).await, Invalidated::Pending);
+    cache.close().await;
+    let accepted = proxy.accepted();
+    proxy.accept_connections();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(observer.get(&key).await.unwrap().as_deref().map(String::as_str), Some("old"));
+    assert_eq!(proxy.accepted(), accepted, "nobody connects any more");
 }

@@ -736,15 +736,45 @@ async fn rights_taken_away_and_given_back_cost_no_call_its_value() {
         // And the other way round.
         let fetch = Fetch::begin(&acme, with, Ok("mid")).await;
         server.cli(&["ACL", "SETUSER", "scriptless", "+@scripting"]);
+        proxy.reset();
         proxy.drop_connections();
         acme.get(&REPORTS.key(after)).await.unwrap();
         assert_eq!(fetch.end().await.unwrap(), "mid");
         assert!(acme.exists(&REPORTS.key(with)).await.unwrap());
+        // What was acknowledged lately has been sent again, and so has what was cut off, as the transaction it was.
+        proxy.until("INVALIDATE", 1).await;
         proxy.reset();
         use_it(after).await;
         assert_eq!((proxy.count("WATCH"), proxy.count("EVALSHA") > 0), (0, true), "{:?}", proxy.trips());
     }
     no_lease_is_left(&server).await;
+}
+
+/// 1. The server allows scripts again, and all connections break. 2. While the new ones are made, what was acknowledged
+/// lately is to be sent again. 3. The new connections say that scripts are allowed. 4. It is sent: as a script.
+#[tokio::test]
+async fn a_step_taken_while_connections_are_made_is_taken_as_they_allow() {
+    let server = server_with_acl();
+    let proxy = Proxy::start(&server);
+    let acme = strict(&scriptless(proxy.url())).await;
+    let keys = [REPORTS.key("x"), REPORTS.key("y")];
+    assert!(acme.invalidate(&keys[0]).await.is_applied());
+    server.cli(&["ACL", "SETUSER", "scriptless", "+@scripting"]);
+    proxy.set(Fault::HoldRepliesTo("EVAL"));
+    proxy.drop_connections();
+    let asking = tokio::spawn({
+        let (acme, key) = (acme.clone(), keys[1].clone());
+        async move { acme.get(&key).await }
+    });
+    proxy.until("EVAL", 1).await;
+    // Longer than the pause before it is sent again, 25 to 50 ms.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.reset();
+    proxy.set(Fault::None);
+    assert_eq!(asking.await.unwrap().unwrap(), None);
+    assert!(acme.invalidate_many(&keys).await.is_applied());
+    proxy.until("INVALIDATE", 3).await;
+    assert_eq!(proxy.count("WATCH"), 0, "{:?}", proxy.trips());
 }
 
 /// A user who may run scripts, or not, but may not touch the keys, is told so: it is not taken for the one nor repeated

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use self::real::{Instant, ServerClock, millis, unpanicked};
+pub(crate) use self::real::{Instant, millis, unix_ms, unpanicked};
 
 thread_local! {
     /// All tasks of an execution run on one thread; each test has its own.

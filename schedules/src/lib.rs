@@ -41,6 +41,8 @@ mod state;
 mod stats;
 #[path = "../../cache-core/src/target.rs"]
 mod target;
+#[path = "../../cache-core/src/task.rs"]
+mod task;
 #[path = "../../cache-core/src/value/mod.rs"]
 mod value;
 #[path = "../../cache-core/src/write.rs"]

@@ -94,6 +94,19 @@ macro_rules! atomics {
                         before
                     }
                 )*
+
+                pub(crate) fn compare_exchange(
+                    &self,
+                    current: $value,
+                    new: $value,
+                    success: Ordering,
+                    failure: Ordering,
+                ) -> Result<$value, $value> {
+                    point(success);
+                    let outcome = self.0.compare_exchange(current, new, success, failure);
+                    point(success);
+                    outcome
+                }
             }
         )+
     };
@@ -101,21 +114,6 @@ macro_rules! atomics {
 
 atomics! {
     AtomicBool(bool): swap;
-    AtomicU64(u64): fetch_add fetch_sub fetch_max;
+    AtomicU64(u64): swap fetch_add fetch_sub fetch_max;
     AtomicUsize(usize): fetch_add fetch_sub fetch_max;
-}
-
-impl AtomicUsize {
-    pub(crate) fn compare_exchange(
-        &self,
-        current: usize,
-        new: usize,
-        success: Ordering,
-        failure: Ordering,
-    ) -> Result<usize, usize> {
-        point(success);
-        let outcome = self.0.compare_exchange(current, new, success, failure);
-        point(success);
-        outcome
-    }
 }

@@ -35,6 +35,11 @@ fn a_touch_never_brings_anything_back() {
 }
 
 #[test]
+fn a_value_may_ask_when_it_is_dropped() {
+    explore(3_000, laws::near::a_value_may_ask_when_it_is_dropped);
+}
+
+#[test]
 fn no_more_than_the_cap_in_the_order_of_asking() {
     explore(5_000, laws::cap::no_more_than_the_cap_in_the_order_of_asking);
 }
@@ -52,4 +57,9 @@ fn a_release_wakes_everybody_who_waits() {
 #[test]
 fn what_is_recorded_is_missed_until_acknowledged() {
     explore(10_000, laws::journal::what_is_recorded_is_missed_until_acknowledged);
+}
+
+#[test]
+fn there_is_one_task_and_it_is_never_missed() {
+    explore(10_000, laws::task::there_is_one_task_and_it_is_never_missed);
 }

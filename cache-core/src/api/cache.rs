@@ -1,13 +1,12 @@
 //! The handle: a cheap clone, the door to scopes, statistics and health.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use crate::{
+    api::health::{Health, Status},
     clock::Clock,
-    error::{Error, ErrorKind},
-    invalidate,
+    invalidate::resend,
     options::Options,
-    remote::{LOADING, READ_ONLY},
     state::State,
     stats::Stats,
     sync::{Arc, Ordering},
@@ -43,7 +42,7 @@ impl Cache {
             let weak = Arc::downgrade(&state);
             remote.on_reconnect(move |why| {
                 if let Some(state) = weak.upgrade() {
-                    invalidate::reconnected(&state, why);
+                    resend::reconnected(&state, why);
                 }
             });
         }
@@ -61,15 +60,16 @@ impl Cache {
     /// Whether Redis answers, and how it is. Cost: one round trip, within `op_timeout`.
     pub async fn health(&self) -> Health {
         let Some(remote) = &self.state.remote else { return Health::default() };
-        match remote.info().await {
-            Ok((info, latency)) => {
-                Health { scripts_forbidden: remote.scripts_forbidden(), ..Health::connected(&info, latency) }
-            }
+        match remote.condition().await {
+            Ok(condition) => Health { scripts_forbidden: remote.scripts_forbidden(), ..Health::connected(condition) },
             Err(error) => Health { status: Status::Degraded, error: Some(error), ..Health::default() },
         }
     }
 
     /// Ends the cache and all its clones: connections are dropped, memory is freed, and every later call fetches.
+    ///
+    /// Invalidations that are pending are not sent any more. Dropping all clones instead leaves a task behind that sends them;
+    /// see [`Invalidated::Pending`](crate::Invalidated::Pending).
     pub async fn close(&self) {
         self.state.off.store(true, Ordering::Release);
         self.state.closed.store(true, Ordering::Release);
@@ -95,72 +95,5 @@ impl fmt::Debug for Cache {
             .field("redis", &self.state.remote.is_some())
             .field("off", &self.state.is_off())
             .finish_non_exhaustive()
-    }
-}
-
-/// How the cache and its Redis are.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Health {
-    /// All in one word.
-    pub status: Status,
-    /// Whether Redis answered.
-    pub connected: bool,
-    /// How long the answer took.
-    pub latency: Option<Duration>,
-    /// The server's version.
-    pub server_version: Option<String>,
-    /// The server's memory in use, in bytes.
-    pub used_memory: Option<u64>,
-    /// Clients connected to the server.
-    pub connected_clients: Option<u64>,
-    /// How long the server has been running.
-    pub uptime: Option<Duration>,
-    /// Whether the server refuses to run scripts. Everything works all the same; what writes takes two round trips
-    /// or more.
-    pub scripts_forbidden: bool,
-    /// Why Redis did not answer or cannot be used, and what to do.
-    pub error: Option<Error>,
-}
-
-/// The state of a cache in one word.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Status {
-    /// No Redis is configured: the cache lives in this process alone.
-    #[default]
-    InProcess,
-    /// Redis answers, and is ready.
-    Healthy,
-    /// Redis does not answer, still loads its data set or is a replica: calls fetch, and near copies live at most
-    /// three seconds.
-    Degraded,
-}
-
-impl Health {
-    fn connected(info: &str, latency: Duration) -> Self {
-        let field = |name: &str| {
-            info.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-                .map(|value| value.trim().to_owned())
-        };
-        let number = |name: &str| field(name)?.parse::<u64>().ok();
-        // It answers this question all the same.
-        let unusable = match (field("loading").as_deref(), field("role").as_deref()) {
-            (Some("1"), _) => Some((ErrorKind::Loading, LOADING)),
-            (_, Some("slave" | "replica")) => Some((ErrorKind::ReadOnly, READ_ONLY)),
-            _ => None,
-        };
-        Self {
-            status: if unusable.is_some() { Status::Degraded } else { Status::Healthy },
-            connected: true,
-            latency: Some(latency),
-            server_version: field("valkey_version").or_else(|| field("redis_version")),
-            used_memory: number("used_memory"),
-            connected_clients: number("connected_clients"),
-            uptime: number("uptime_in_seconds").map(Duration::from_secs),
-            error: unusable.map(|(kind, message)| Error::new(kind, message)),
-            scripts_forbidden: false,
-        }
     }
 }

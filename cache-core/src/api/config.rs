@@ -1,19 +1,19 @@
-//! From a URL and from environment variables to settings. Every mistake names what was given and what is allowed;
-//! no message holds a password.
+//! Where the server is, and who we are to it: from a URL, a password and certificates to a topology.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::fmt;
 
 use bb8_redis::redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo};
 use url::Url;
 
+use super::{
+    given::invalid,
+    url::{FORM, SentinelUrl, parse, parse_sentinel, read_url_options},
+};
 use crate::{
-    error::{Error, ErrorKind},
+    error::Error,
     options::{Options, PoolOptions},
     remote::{Sentinels, Topology},
-    value::check_ttl,
 };
-
-const URL_OPTIONS: &str = "pool_size, min_idle, pool_timeout, connect_timeout, max_lifetime, idle_timeout, op_timeout (times as 500ms, 5s, 1h)";
 
 /// A password, or a URL that may hold one: never shown.
 #[derive(Clone, Default)]
@@ -37,10 +37,6 @@ pub(crate) struct ServerConfig {
     pub(crate) ca_file: Option<String>,
     pub(crate) cert_file: Option<String>,
     pub(crate) key_file: Option<String>,
-}
-
-pub(crate) fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidConfig, message.into())
 }
 
 impl ServerConfig {
@@ -133,219 +129,10 @@ impl ServerConfig {
     }
 }
 
-const FORM: &str = "redis://[user:password@]host[:port][/db][?option=value] (or rediss:// for TLS)";
-const SENTINEL_FORM: &str = "redis+sentinel://[user:password@]host[:port][,host[:port]]/service_name[/db][?option=value] (or rediss+sentinel:// for TLS)";
-/// Where Sentinels listen unless told otherwise.
-const SENTINEL_PORT: u16 = 26_379;
-
-/// The Sentinels of a URL, and their service.
-struct SentinelUrl {
-    hosts: Vec<(String, u16)>,
-    /// Whether the Sentinels are to be reached through TLS, too.
-    tls: bool,
-    service: String,
-    /// As if one of the Sentinels were a server of the service: scheme, credentials, database and options.
-    node: Url,
-}
-
-/// Takes a URL with Sentinels apart; `None` for one without.
-fn parse_sentinel(text: &str) -> Result<Option<SentinelUrl>, Error> {
-    let Some((scheme, rest)) = text.split_once("://") else { return Ok(None) };
-    let scheme = scheme.to_ascii_lowercase();
-    let Some(scheme) = scheme.strip_suffix("+sentinel") else { return Ok(None) };
-    let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
-    let (path, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
-    let mut segments = path.trim_start_matches('/').splitn(2, '/');
-    let (service, db) = (segments.next().unwrap_or_default(), segments.next().unwrap_or_default());
-    let at = if authority.contains('@') { "@" } else { "" };
-    // No message quotes what may be a part of a password.
-    if path.contains('@') {
-        return Err(odd_at(SENTINEL_FORM));
-    }
-    if user.contains('@') {
-        return Err(invalid(format!(
-            "the Redis URL has more than one `@`; credentials stand once, in front of the first Sentinel, and a `@` in them is %40; write {SENTINEL_FORM}"
-        )));
-    }
-    let node = parse_with(&format!("{scheme}://{user}{at}sentinel:{SENTINEL_PORT}/{db}{query}"), SENTINEL_FORM)?;
-    let parsed = hosts.split(',').enumerate().map(|(at, host)| {
-        // Among the schemes that take any host, port and no path.
-        let url = Url::parse(&format!("redis://{host}")).ok();
-        let url = url.filter(|url| url.username().is_empty() && url.password().is_none());
-        let host = url.as_ref().and_then(Url::host_str).filter(|host| !host.is_empty());
-        let bare = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = url.as_ref().and_then(Url::port).unwrap_or(SENTINEL_PORT);
-        let mistake =
-            || invalid(format!("Sentinel {} of the Redis URL is no host[:port]; write {SENTINEL_FORM}", at + 1));
-        host.map(|host| (bare(host), port)).ok_or_else(mistake)
-    });
-    let hosts = parsed.collect::<Result<Vec<_>, _>>()?;
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if service.is_empty() || !service.chars().all(allowed) {
-        return Err(invalid(format!(
-            "the Redis URL names the service {service:?} behind the Sentinels; give the name they know, of letters, digits and . - _; write {SENTINEL_FORM}"
-        )));
-    }
-    let service = service.to_owned();
-    Ok(Some(SentinelUrl { hosts, tls: matches!(scheme, "rediss" | "valkeys"), service, node }))
-}
-
-fn odd_at(form: &str) -> Error {
-    invalid(format!(
-        "the Redis URL has a `@` in an odd place; percent-encode `/` as %2F, `?` as %3F and `#` as %23 in the password; write {form}"
-    ))
-}
-
-fn parse(text: &str) -> Result<Url, Error> {
-    let (_, hosts) = text.split_once("://").unwrap_or(("", text));
-    let hosts = hosts.rsplit_once('@').map_or(hosts, |(_, hosts)| hosts);
-    if hosts.split(['/', '?', '#']).next().is_some_and(|hosts| hosts.contains(',')) {
-        return Err(invalid(format!(
-            "the Redis URL names several hosts: a Cluster is not supported by this version, and Sentinels are written {SENTINEL_FORM}; write {FORM} for one server"
-        )));
-    }
-    parse_with(text, FORM)
-}
-
-/// `form` is what the messages of mistakes recommend.
-fn parse_with(text: &str, form: &str) -> Result<Url, Error> {
-    // The parser's own message may quote the text, password included.
-    let url =
-        Url::parse(text).map_err(|error| invalid(format!("the Redis URL is malformed ({error}); write {form}")))?;
-    if !matches!(url.scheme(), "redis" | "rediss" | "valkey" | "valkeys") {
-        let form = if url.scheme().contains("sentinel") { SENTINEL_FORM } else { form };
-        return Err(invalid(format!("the Redis URL has scheme {:?}; write {form}", url.scheme())));
-    }
-    if url.host_str().is_none_or(str::is_empty) {
-        return Err(invalid(format!("the Redis URL names no host; write {form}")));
-    }
-    // A `/`, `?` or `#` in a password ends the URL's first part: what follows must not be quoted.
-    if url.path().contains('@') || url.query().is_some_and(|query| query.contains('@')) {
-        return Err(odd_at(form));
-    }
-    let db = url.path().trim_start_matches('/');
-    if !db.is_empty() && db.parse::<u32>().is_err() {
-        return Err(invalid(format!("the Redis URL's path {db:?} is no database number; write {form}")));
-    }
-    if url.fragment().is_some() {
-        return Err(invalid(format!(
-            "the Redis URL has a fragment (#…); percent-encode a `#` in the password as %23; write {form}"
-        )));
-    }
-    Ok(url)
-}
-
-/// With `sentinel` the credentials for Sentinels are allowed, too; they are read elsewhere.
-fn read_url_options(url: &Url, options: &mut Options, pool: &mut PoolOptions, sentinel: bool) -> Result<(), Error> {
-    for (name, value) in url.query_pairs() {
-        let time = || duration(&format!("the Redis URL's option {name}"), &value);
-        match &*name {
-            "pool_size" => pool.size = number(&format!("the Redis URL's option {name}"), &value)?,
-            "min_idle" => pool.min_idle = number(&format!("the Redis URL's option {name}"), &value)?,
-            "pool_timeout" => pool.wait_timeout = time()?,
-            "connect_timeout" => pool.connect_timeout = time()?,
-            "max_lifetime" => pool.max_lifetime = Some(time()?),
-            "idle_timeout" => pool.idle_timeout = Some(time()?),
-            "op_timeout" => options.op_timeout = time()?,
-            "sentinel_username" | "sentinel_password" if sentinel => {}
-            _ => {
-                let sentinel = if sentinel { "sentinel_username, sentinel_password, " } else { "" };
-                return Err(invalid(format!(
-                    "the Redis URL has an unknown option {name:?}; allowed are {sentinel}{URL_OPTIONS}"
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What the environment says. `vars` are name and value.
-pub(crate) fn read_env(
-    vars: &BTreeMap<String, String>,
-    options: &mut Options,
-    pool: &mut PoolOptions,
-    server: &mut ServerConfig,
-) -> Result<bool, Error> {
-    let var = |name: &str| vars.get(name).map(String::as_str).filter(|value| !value.is_empty());
-    server.url = var("REDIS_URL").map(|url| Secret(url.to_owned()));
-    server.password = match (var("REDIS_PASSWORD"), var("REDIS_PASSWORD_FILE")) {
-        (Some(_), Some(_)) => return Err(invalid("both REDIS_PASSWORD and REDIS_PASSWORD_FILE are set; set one")),
-        (Some(password), None) => Some(Secret(password.to_owned())),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| invalid(format!("REDIS_PASSWORD_FILE: cannot read {path}: {error}")))?;
-            Some(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
-        }
-        (None, None) => None,
-    };
-    server.tls = var("REDIS_SSL").map_or(Ok(false), |value| boolean("REDIS_SSL", value))?;
-    server.ca_file = var("REDIS_SSL_CA_CERTS").map(str::to_owned);
-    server.cert_file = var("REDIS_SSL_CERTFILE").map(str::to_owned);
-    server.key_file = var("REDIS_SSL_KEYFILE").map(str::to_owned);
-    if let Some(value) = var("REDIS_MAX_CONNECTIONS") {
-        pool.size = number("REDIS_MAX_CONNECTIONS", value)?;
-    }
-    if let Some(value) = var("REDIS_SOCKET_TIMEOUT") {
-        options.op_timeout = seconds("REDIS_SOCKET_TIMEOUT", value)?;
-    }
-    if let Some(value) = var("REDIS_SOCKET_CONNECT_TIMEOUT") {
-        pool.connect_timeout = seconds("REDIS_SOCKET_CONNECT_TIMEOUT", value)?;
-    }
-    if let Some(value) = var("REDIS_RETRY_ON_TIMEOUT") {
-        // Read for its mistakes only: a call that timed out goes on to the fetch, which a retry would only delay.
-        boolean("REDIS_RETRY_ON_TIMEOUT", value)?;
-    }
-    if let Some(root) = var("CACHE_ROOT") {
-        root.clone_into(&mut options.root);
-    }
-    for (name, value) in vars {
-        if let Some(profile) = name.strip_prefix("CACHE_TTL_") {
-            let profile = profile.to_ascii_lowercase();
-            let ttl = duration(name, value)?;
-            check_ttl(&profile, ttl).map_err(|error| invalid(format!("{name}: {error}")))?;
-            options.ttl_overrides.insert(profile, ttl);
-        }
-    }
-    var("CACHE_DISABLED").map_or(Ok(false), |value| boolean("CACHE_DISABLED", value))
-}
-
-/// The process's environment, without what is not text.
-pub(crate) fn environment() -> BTreeMap<String, String> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect()
-}
-
-fn number(name: &str, value: &str) -> Result<u32, Error> {
-    value.trim().parse().map_err(|_| invalid(format!("{name} is {value:?}; give a whole number")))
-}
-
-fn duration(name: &str, value: &str) -> Result<Duration, Error> {
-    humantime::parse_duration(value.trim())
-        .map_err(|_| invalid(format!("{name} is {value:?}; give a time with its unit, such as 500ms, 5s or 90m")))
-}
-
-/// Seconds, whole or not, as Redis clients of other languages take them; or a time with its unit.
-fn seconds(name: &str, value: &str) -> Result<Duration, Error> {
-    match value.trim().parse::<f64>() {
-        Ok(number) => Duration::try_from_secs_f64(number)
-            .map_err(|_| invalid(format!("{name} is {value:?}; give seconds above zero, such as 0.5 or 5"))),
-        Err(_) => duration(name, value),
-    }
-}
-
-fn boolean(name: &str, value: &str) -> Result<bool, Error> {
-    match value.trim().to_ascii_lowercase().as_str() {
-        "1" | "true" | "yes" | "on" => Ok(true),
-        "0" | "false" | "no" | "off" => Ok(false),
-        _ => Err(invalid(format!("{name} is {value:?}; give 1 or 0"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     fn topology(url: &str) -> Result<Option<Topology>, Error> {
         let server = ServerConfig { url: Some(Secret(url.to_owned())), ..ServerConfig::default() };
@@ -430,48 +217,6 @@ mod tests {
         for client in clients {
             let login = client.get_connection_info().redis_settings();
             assert_eq!((login.username(), login.password(), login.db()), (Some("me"), Some("s@"), 0));
-        }
-    }
-
-    fn env(vars: &[(&str, &str)]) -> Result<(Options, PoolOptions, ServerConfig, bool), Error> {
-        let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let (mut options, mut pool, mut server) = Default::default();
-        let off = read_env(&vars, &mut options, &mut pool, &mut server)?;
-        Ok((options, pool, server, off))
-    }
-
-    #[test]
-    fn the_environment_is_read_in_the_units_its_users_expect() {
-        let (options, pool, server, off) = env(&[
-            ("REDIS_URL", "redis://host"),
-            ("REDIS_PASSWORD", "hunter2"),
-            ("REDIS_MAX_CONNECTIONS", "25"),
-            ("REDIS_SOCKET_TIMEOUT", "0.5"),
-            ("REDIS_SOCKET_CONNECT_TIMEOUT", "2"),
-            ("CACHE_TTL_WORKFLOW_DEF", "90m"),
-            ("CACHE_ROOT", "prod"),
-            ("CACHE_DISABLED", "1"),
-        ])
-        .unwrap();
-        assert_eq!(options.op_timeout, Duration::from_millis(500));
-        assert_eq!(options.ttl_overrides["workflow_def"], Duration::from_secs(5_400));
-        assert_eq!((options.root.as_str(), pool.size, off), ("prod", 25, true));
-        assert_eq!(pool.connect_timeout, Duration::from_secs(2));
-        assert!(!format!("{server:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn a_wrong_variable_is_named() {
-        for (name, value) in [
-            ("REDIS_MAX_CONNECTIONS", "many"),
-            ("REDIS_SOCKET_TIMEOUT", "-1"),
-            ("REDIS_SSL", "perhaps"),
-            ("CACHE_TTL_JOB", "0s"),
-            ("CACHE_TTL_JOB", "90"),
-            ("REDIS_PASSWORD_FILE", "/nonexistent/secret"),
-        ] {
-            let error = env(&[(name, value)]).unwrap_err();
-            assert!(error.to_string().contains(name), "{error}");
         }
     }
 

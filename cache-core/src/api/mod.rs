@@ -2,6 +2,10 @@
 
 pub(crate) mod builder;
 pub(crate) mod cache;
-pub(crate) mod config;
+mod config;
+mod environment;
+mod given;
 pub(crate) mod global;
+pub(crate) mod health;
 pub(crate) mod scoped;
+mod url;

@@ -8,8 +8,7 @@ use crate::{
     flight::share::Share,
     invalidate::{self, Invalidated},
     key::{FullKey, Prefix, TenantArgument, pattern, prefix, tag::encode_tag},
-    read::{self, many},
-    remote::{Budget, Life},
+    read,
     sync::Arc,
     target::Target,
     value::{
@@ -102,7 +101,7 @@ impl Scoped {
             return Ok(value);
         }
         // Boxed: some kilobytes of state that a near hit does not need.
-        Ok(Box::pin(async move { read::peek(&target).await }).await?.flatten())
+        Ok(Box::pin(async move { read::get(&target).await }).await?.flatten())
     }
 
     /// The values, in input order, `None` where no tier has one. Cost: at most one round trip for all.
@@ -111,7 +110,7 @@ impl Scoped {
     /// As [`get`](Self::get).
     pub async fn get_many<T: CacheValue>(&self, keys: &[Key<T>]) -> Result<Vec<Option<Arc<T>>>, Error> {
         let targets = keys.iter().map(|key| self.target(key)).collect::<Result<Vec<_>, _>>()?;
-        Ok(many::get_many(&targets).await?.into_iter().map(Option::flatten).collect())
+        Ok(read::get_many(&targets).await?.into_iter().map(Option::flatten).collect())
     }
 
     /// The value: from a tier, from another call that is fetching it, or from `fetch`, whose value is then stored.
@@ -228,12 +227,12 @@ impl Scoped {
         F: Future<Output = Result<I, E>>,
     {
         match keys.iter().map(|key| self.target(key)).collect::<Result<Vec<_>, _>>() {
-            Ok(targets) => many::read_through_many(&targets, keys, fetch).await,
+            Ok(targets) => read::read_through_many(&targets, keys, fetch).await,
             Err(error) => {
                 if let Some(key) = keys.first() {
                     bypass(&self.cache, key.keyspace().profile().name(), &error);
                 }
-                many::fetch_uncached(keys, fetch).await
+                read::fetch_uncached(keys, fetch).await
             }
         }
     }
@@ -261,7 +260,7 @@ impl Scoped {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn ttl<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Duration>, Error> {
-        let life = ttl(&self.target(key)?).await?;
+        let life = read::life(&self.target(key)?).await?;
         Ok(life.filter(|life| !life.negative).map(|life| life.left))
     }
 
@@ -327,7 +326,7 @@ impl Scoped {
     /// reported in the log.
     pub async fn invalidate_pattern(&self, pattern: &str) -> Invalidated {
         match pattern::parse(pattern) {
-            Ok(coverage) => invalidate::pattern(&self.cache.state, &self.prefix, coverage).await,
+            Ok(pattern) => invalidate::pattern(&self.cache.state, &self.prefix, pattern).await,
             Err(error) => {
                 self.cache.state.sink.report("pattern", &error);
                 Invalidated::Applied
@@ -357,29 +356,6 @@ impl Scoped {
     /// Removes all values of this tenant. Cost: one round trip, at any size.
     pub async fn invalidate_all(&self) -> Invalidated {
         invalidate::scope(&self.cache.state, &self.prefix).await
-    }
-}
-
-/// What is left of an entry's life.
-pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Life>, Error> {
-    let state = target.state;
-    if state.is_off() {
-        return Ok(None);
-    }
-    // Before the look into the journal.
-    let asked_at = state.clock.now();
-    match &state.remote {
-        Some(_) if target.must_miss() => Ok(None),
-        Some(remote) => {
-            let life = remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await?;
-            // As in `Target::accept`: the connection may be one to a server that came back with what it had removed.
-            Ok(life.filter(|_| !state.journal.doubts(&target.key, asked_at)))
-        }
-        None => {
-            let now = state.clock.now();
-            let found = state.near.expiry(target.key.as_str(), target.key.tags(), &target.binding.origin, now);
-            Ok(found.map(|(end, negative)| Life { left: end.since(now), negative }))
-        }
     }
 }
 

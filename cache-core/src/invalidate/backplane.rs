@@ -14,15 +14,14 @@ use futures_util::StreamExt as _;
 use rand::RngExt as _;
 
 use crate::{
-    clock::Instant,
+    clock::{Instant, sleep},
     error::{Error, ErrorKind},
-    remote::{
-        Link, Remote,
-        notice::{Notice, own_channel},
-    },
+    key::{channel, own_channel},
+    remote::{Link, Remote, notice::Notice},
     state::State,
-    sync::{Arc, Ordering},
+    sync::Arc,
     target::UNCONFIRMED,
+    task::Term,
 };
 
 /// Between heartbeats.
@@ -31,32 +30,29 @@ const BEAT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Sees to it that a task holds the link. Costs one load where there is one.
+/// Sees to it that a task holds the link. Costs a load and a look at the clock where there is one.
 pub(crate) fn ensure(state: &Arc<State>) {
-    if state.remote.is_none() || state.options.near_bytes == 0 || state.linking.load(Ordering::Acquire) {
-        return;
+    if state.remote.is_some() && state.options.near_bytes > 0 && !state.is_off() {
+        state.linking.ensure(|term| {
+            let held = Held { state: Arc::downgrade(state), term };
+            async move { hold(&held.state).await }
+        });
     }
-    begin(state);
 }
 
-#[cold]
-fn begin(state: &Arc<State>) {
-    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-    if state.is_off() || state.linking.swap(true, Ordering::SeqCst) {
-        return;
-    }
-    let held = Held(Arc::downgrade(state));
-    runtime.spawn(async move { hold(&held.0).await });
+/// The task's hold of the link: nobody hears when the task ends, also with its runtime. One that was deposed knows nothing of
+/// the link that took its place.
+struct Held {
+    state: Weak<State>,
+    term: Arc<Term>,
 }
-
-/// The task's hold of the link. Given back when the task ends, also with its runtime; the next call begins another.
-struct Held(Weak<State>);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(state) = self.0.upgrade() {
+        if let Some(state) = self.state.upgrade()
+            && self.term.is_current()
+        {
             state.near.unlink();
-            state.linking.store(false, Ordering::SeqCst);
         }
     }
 }
@@ -65,7 +61,7 @@ impl Drop for Held {
 async fn hold(weak: &Weak<State>) {
     let own = {
         let Some(state) = weak.upgrade() else { return };
-        own_channel(&state.options.root, rand::random())
+        own_channel(&channel(&state.options.root), rand::random())
     };
     let mut pause = FIRST_PAUSE;
     loop {
@@ -94,7 +90,7 @@ async fn hold(weak: &Weak<State>) {
             if state.clock.now().since(begun) > LONGEST_PAUSE { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
         drop(state);
         let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
-        tokio::time::sleep(jittered).await;
+        sleep(jittered).await;
     }
 }
 
@@ -116,7 +112,7 @@ async fn listen(weak: &Weak<State>, own: &str, mut link: Link) -> Error {
     let ended = || Error::new(ErrorKind::Unavailable, "the subscription to Redis ended; it is made again");
     {
         let Some((_, remote)) = alive(weak) else { return ended() };
-        if let Err(error) = remote.put_sentinel(own).await {
+        if let Err(error) = remote.put_marker(own).await {
             return error;
         }
     }
@@ -148,7 +144,7 @@ async fn listen(weak: &Weak<State>, own: &str, mut link: Link) -> Error {
                         // waited for.
                         state.near.stripes.bump_everything();
                         state.waiters.wake_all();
-                        if let Err(error) = remote.put_sentinel(own).await {
+                        if let Err(error) = remote.put_marker(own).await {
                             return error;
                         }
                     }

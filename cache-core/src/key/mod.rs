@@ -3,14 +3,14 @@
 //! `<root>:tenant:<tenant>:<profile>:<identifier>` and `<root>:<profile>:<identifier>`. Segments are
 //! percent-encoded; `~` marks auxiliary keys and the hash that ends a key too long to be kept as it is.
 
-mod argument;
-mod canonical;
 #[cfg(test)]
 mod laws;
+mod argument;
+mod canonical;
 pub(crate) mod pattern;
-pub(crate) mod segment;
 pub(crate) mod tag;
 mod tenant;
+pub(crate) mod segment;
 
 use std::fmt::Write as _;
 
@@ -135,7 +135,8 @@ impl FullKey {
 
     /// Names of all generations the value depends on: of tenant, keyspace and tags, in this order.
     pub(crate) fn generations(&self) -> Vec<String> {
-        let mut names = vec![scope_generation(self.scope()), keyspace_generation(self.keyspace())];
+        let mut names =
+            vec![scope_generation(self.scope()).to_string(), keyspace_generation(self.keyspace()).to_string()];
         names.extend(self.tags().iter().map(|tag| tag.to_string()));
         names
     }
@@ -170,11 +171,11 @@ impl FullKey {
     }
 
     pub(crate) fn lease(&self) -> String {
-        format!("{}~l", self.text)
+        auxiliary(&self.text, "~l").to_string()
     }
 
     pub(crate) fn sweep_fence(&self) -> String {
-        sweep_fence(self.scope())
+        sweep_fence(self.scope()).to_string()
     }
 }
 
@@ -192,19 +193,52 @@ fn push_hashed(text: &mut ArrayString<MAX_KEY>, identifier: &KeyWriter) {
     let _ = write!(text, "~{}", identifier.digest().to_hex());
 }
 
+/// The name of an auxiliary key, on the stack.
+pub(crate) type Auxiliary = ArrayString<{ MAX_KEY + 4 }>;
+
+#[inline]
+fn auxiliary(name: &str, end: &str) -> Auxiliary {
+    let mut text = Auxiliary::new_const();
+    // Fits: a name is a key or the beginning of one.
+    text.push_str(name);
+    text.push_str(end);
+    text
+}
+
 /// The generation of a whole tenant, or of the keys of no tenant, from its prefix.
-pub(crate) fn scope_generation(scope: &str) -> String {
-    format!("{scope}~g")
+#[inline]
+pub(crate) fn scope_generation(scope: &str) -> Auxiliary {
+    auxiliary(scope, "~g")
 }
 
 /// The generation of one keyspace of a tenant, from prefix and profile.
-pub(crate) fn keyspace_generation(keyspace: &str) -> String {
-    format!("{keyspace}:~g")
+#[inline]
+pub(crate) fn keyspace_generation(keyspace: &str) -> Auxiliary {
+    auxiliary(keyspace, ":~g")
 }
 
 /// The sweep fence of a tenant, from its prefix.
-pub(crate) fn sweep_fence(scope: &str) -> String {
-    format!("{scope}~f")
+pub(crate) fn sweep_fence(scope: &str) -> Auxiliary {
+    auxiliary(scope, "~f")
+}
+
+/// As in an ACL: all keys under a root, and all channels.
+pub(crate) fn all_keys(root: &str) -> String {
+    format!("{root}:*")
+}
+
+pub(crate) fn all_channels(root: &str) -> String {
+    format!("{}*", channel(root))
+}
+
+/// The channel in which all caches under one root hear each other's notices.
+pub(crate) fn channel(root: &str) -> String {
+    format!("{root}:~n")
+}
+
+/// The channel of one cache alone, next to that of all, in which its link hears itself; and the name of its marker.
+pub(crate) fn own_channel(channel: &str, id: u64) -> String {
+    format!("{channel}:{id:016x}")
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use crate::error::{Error, ErrorKind};
 /// The longest pattern, percent-encoded, in bytes: more than a key has behind its tenant.
 const MAX_PATTERN: usize = 512;
 
-/// What a pattern covers within one tenant.
+/// A pattern, by what it covers within one tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Coverage {
+pub(crate) enum Pattern {
     /// Everything of the tenant.
     Scope,
     /// One whole keyspace, by profile.
@@ -26,7 +26,7 @@ pub(crate) struct Glob(String);
 ///
 /// # Errors
 /// [`ErrorKind::InvalidKey`] when it is empty or longer than 512 bytes, percent-encoded.
-pub(crate) fn parse(pattern: &str) -> Result<Coverage, Error> {
+pub(crate) fn parse(pattern: &str) -> Result<Pattern, Error> {
     if pattern.is_empty() {
         let message = "pattern is empty; give `profile:identifier` with `*` as wildcard, or `*` for the whole tenant";
         return Err(Error::new(ErrorKind::InvalidKey, message));
@@ -53,14 +53,14 @@ pub(crate) fn parse(pattern: &str) -> Result<Coverage, Error> {
         return Err(too_long(glob.len()));
     }
     if glob == "*" {
-        return Ok(Coverage::Scope);
+        return Ok(Pattern::Scope);
     }
     if let Some(profile) = glob.strip_suffix(":*")
         && super::is_profile(profile)
     {
-        return Ok(Coverage::Keyspace(profile.to_owned()));
+        return Ok(Pattern::Keyspace(profile.to_owned()));
     }
-    Ok(Coverage::Keys(Glob(glob)))
+    Ok(Pattern::Keys(Glob(glob)))
 }
 
 #[cold]
@@ -127,17 +127,17 @@ mod tests {
 
     fn glob(pattern: &str) -> Glob {
         match parse(pattern).unwrap() {
-            Coverage::Keys(glob) => glob,
+            Pattern::Keys(glob) => glob,
             other => panic!("{pattern} is {other:?}"),
         }
     }
 
     #[test]
     fn whole_tenants_and_keyspaces_are_recognised() {
-        assert_eq!(parse("*").unwrap(), Coverage::Scope);
-        assert_eq!(parse("**").unwrap(), Coverage::Scope);
-        assert_eq!(parse("workflow_def:*").unwrap(), Coverage::Keyspace("workflow_def".into()));
-        assert_eq!(parse("workflow*:*").unwrap(), Coverage::Keys(Glob("workflow*:*".into())));
+        assert_eq!(parse("*").unwrap(), Pattern::Scope);
+        assert_eq!(parse("**").unwrap(), Pattern::Scope);
+        assert_eq!(parse("workflow_def:*").unwrap(), Pattern::Keyspace("workflow_def".into()));
+        assert_eq!(parse("workflow*:*").unwrap(), Pattern::Keys(Glob("workflow*:*".into())));
         assert!(parse("").is_err());
     }
 

@@ -138,7 +138,10 @@ impl<'c> Call<'c> {
     pub async fn peek<R, S: Shape<R>>(self, shape: S) -> Option<R> {
         let cache = self.cache;
         let target = self.target_or_bypass::<S::Value>()?;
-        match read::peek(&target).await {
+        if let Some(value) = target.lookup_near() {
+            return shape.join(value);
+        }
+        match read::get(&target).await {
             Ok(found) => shape.join(found?),
             Err(error) => {
                 cache.state.sink.report("peek", &error);
@@ -175,7 +178,7 @@ impl<'c> Call<'c> {
     /// # Errors
     /// A key that cannot be used, or Redis cannot be reached.
     pub async fn ttl(self) -> Result<Option<Duration>, Error> {
-        Ok(scoped::ttl(&self.target::<()>()?).await?.map(|life| life.left))
+        Ok(read::life(&self.target::<()>()?).await?.map(|life| life.left))
     }
 
     /// The key as the server sees it.

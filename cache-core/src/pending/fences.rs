@@ -12,15 +12,15 @@ use crate::{
 const CAP: usize = 65_536;
 
 #[derive(Debug, Default)]
-pub(crate) struct Holds {
+pub(crate) struct Fences {
     /// How many there may be: all that is looked at while there is none.
     count: AtomicUsize,
     until: Mutex<HashMap<Box<str>, Instant>>,
 }
 
-impl Holds {
+impl Fences {
     /// Puts a fence up; one that lasts longer stays. False when there are too many.
-    pub(crate) fn hold(&self, key: &str, until: Instant, now: Instant) -> bool {
+    pub(crate) fn put_up(&self, key: &str, until: Instant, now: Instant) -> bool {
         let mut fences = self.until.lock();
         if fences.len() >= CAP || fences.len() == fences.capacity() {
             fences.retain(|_, until| now < *until);
@@ -35,7 +35,7 @@ impl Holds {
     }
 
     /// Whether a fence is up.
-    pub(crate) fn is_held(&self, key: &str, now: Instant) -> bool {
+    pub(crate) fn is_up(&self, key: &str, now: Instant) -> bool {
         self.count.load(Ordering::SeqCst) > 0 && self.until.lock().get(key).is_some_and(|until| now < *until)
     }
 }
@@ -49,13 +49,13 @@ mod tests {
 
     #[test]
     fn a_fence_ends_by_itself_is_never_shortened_and_their_number_is_bounded() {
-        let (holds, now) = (Holds::default(), Clock::Coarse.now());
+        let (fences, now) = (Fences::default(), Clock::Coarse.now());
         let at = |ms| now.saturating_add(Duration::from_millis(ms));
-        assert!(!holds.is_held("k", now));
-        assert!(holds.hold("k", at(100), now) && holds.hold("k", at(50), now));
-        assert!(holds.is_held("k", at(99)) && !holds.is_held("k", at(100)) && !holds.is_held("other", now));
-        let put_up = (0..CAP + 10).filter(|n| holds.hold(&n.to_string(), at(1_000), at(200))).count();
+        assert!(!fences.is_up("k", now));
+        assert!(fences.put_up("k", at(100), now) && fences.put_up("k", at(50), now));
+        assert!(fences.is_up("k", at(99)) && !fences.is_up("k", at(100)) && !fences.is_up("other", now));
+        let put_up = (0..CAP + 10).filter(|n| fences.put_up(&n.to_string(), at(1_000), at(200))).count();
         assert_eq!(put_up, CAP);
-        assert!(holds.hold("later", at(2_000), at(1_000)), "those that ended make room");
+        assert!(fences.put_up("later", at(2_000), at(1_000)), "those that ended make room");
     }
 }

@@ -5,20 +5,20 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use arrayvec::{ArrayString, ArrayVec};
+use arrayvec::ArrayVec;
 use bb8_redis::redis::{Cmd, Value};
 use futures_util::future::join_all;
 use rapidhash::fast::RandomState;
 use tokio::sync::oneshot;
 
 use super::{
-    Budget, Generations, Read, Remote, generation, generations,
-    send::{Tries, unexpected},
+    answer::{Generations, Read, generation, generations},
+    wire::{Budget, Tries, Wire, unexpected},
 };
 use crate::{
-    clock::Instant,
+    clock::{Clock, Instant},
     error::{Error, ErrorKind},
-    key::{FullKey, MAX_GENERATIONS},
+    key::{FullKey, MAX_GENERATIONS, keyspace_generation, scope_generation},
     sync::{Arc, AtomicUsize, Mutex, Ordering},
 };
 
@@ -30,8 +30,11 @@ const MAX_BATCH: usize = 128;
 /// A queue is sent within one turn of the runtime; one this old was forgotten by a runtime that is not polled.
 const STALLED: Duration = Duration::from_millis(20);
 
-#[derive(Debug, Default)]
+/// The reads of one server.
+#[derive(Debug)]
 pub(super) struct Batcher {
+    wire: Arc<Wire>,
+    clock: Clock,
     under_way: AtomicUsize,
     queue: Mutex<Queue>,
 }
@@ -77,25 +80,6 @@ impl Keys {
     }
 }
 
-/// The name of a generation, on the stack.
-type Name = ArrayString<384>;
-
-fn name(prefix: &str, end: &str) -> Name {
-    let mut name = Name::new_const();
-    // A key's prefix is shorter than a key, which is shorter than this.
-    name.push_str(prefix);
-    name.push_str(end);
-    name
-}
-
-fn scope_generation(scope: &str) -> Name {
-    name(scope, "~g")
-}
-
-fn keyspace_generation(keyspace: &str) -> Name {
-    name(keyspace, ":~g")
-}
-
 /// Counts a call while it is under way, however it ends.
 struct UnderWay<'a>(&'a AtomicUsize);
 
@@ -105,40 +89,63 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-pub(super) async fn read(remote: &Arc<Remote>, budget: &mut Budget, key: &FullKey) -> Result<Read, Error> {
-    // Or it would be queued where nobody sends it.
-    budget.check()?;
-    let before = remote.batcher.under_way.fetch_add(1, Ordering::Relaxed);
-    let _under_way = UnderWay(&remote.batcher.under_way);
-    if before < DIRECT {
-        return direct(remote, budget, key).await;
+impl Batcher {
+    pub(super) fn new(wire: Arc<Wire>, clock: Clock) -> Self {
+        Self { wire, clock, under_way: AtomicUsize::new(0), queue: Mutex::default() }
     }
-    let (sender, receiver) = oneshot::channel();
-    enqueue(remote, Waiting { key: Keys::new(key), reply: sender });
-    let gathered = async {
-        // The batch was dropped with the runtime that carried it.
-        let lost = || Error::new(ErrorKind::Unavailable, "the runtime that carried a batch of reads ended");
-        receiver.await.unwrap_or_else(|_| Err(lost()))
-    };
-    budget.limit(gathered).await
+
+    pub(super) async fn read(self: &Arc<Self>, budget: &mut Budget, key: &FullKey) -> Result<Read, Error> {
+        // Or it would be queued where nobody sends it.
+        budget.check()?;
+        let before = self.under_way.fetch_add(1, Ordering::Relaxed);
+        let _under_way = UnderWay(&self.under_way);
+        if before < DIRECT {
+            return direct(&self.wire, budget, key).await;
+        }
+        let (sender, receiver) = oneshot::channel();
+        enqueue(self, Waiting { key: Keys::new(key), reply: sender });
+        let gathered = async {
+            // The batch was dropped with the runtime that carried it.
+            let lost = || Error::new(ErrorKind::Unavailable, "the runtime that carried a batch of reads ended");
+            receiver.await.unwrap_or_else(|_| Err(lost()))
+        };
+        budget.limit(gathered).await
+    }
+
+    /// As many MGETs as are needed, all under way at once.
+    pub(super) async fn read_many(&self, budget: &mut Budget, keys: &[FullKey]) -> Result<Vec<Read>, Error> {
+        let keys: Vec<_> = keys.iter().map(Keys::new).collect();
+        let all = *budget;
+        let chunks = keys.chunks(MAX_BATCH).map(|chunk| async move {
+            let mut left = all;
+            let reads = mget(&self.wire, &mut left, chunk).await;
+            (reads, left)
+        });
+        let mut found = Vec::with_capacity(keys.len());
+        for (reads, left) in join_all(chunks).await {
+            *budget = left.min(*budget);
+            found.extend(reads?);
+        }
+        Ok(found)
+    }
 }
 
-async fn direct(remote: &Arc<Remote>, budget: &mut Budget, key: &FullKey) -> Result<Read, Error> {
+async fn direct(wire: &Arc<Wire>, budget: &mut Budget, key: &FullKey) -> Result<Read, Error> {
     let mut mget = Cmd::with_capacity(4, 3 * key.as_str().len() + 16);
     mget.arg("MGET").arg(key.as_str());
     mget.arg(&*scope_generation(key.scope())).arg(&*keyspace_generation(key.keyspace()));
     for tag in key.tags() {
         mget.arg(&**tag);
     }
-    let mut values = ask(remote, budget, &mget, 3 + key.tags().len()).await?;
+    let mut values = ask(wire, budget, &mget, 3 + key.tags().len()).await?;
     let generations = generations(&values[1..]);
     Ok(Read { value: bytes(values.swap_remove(0)), generations })
 }
 
 /// Sends an MGET of so many keys.
-async fn ask(remote: &Arc<Remote>, budget: &mut Budget, mget: &Cmd, count: usize) -> Result<Vec<Value>, Error> {
+async fn ask(wire: &Arc<Wire>, budget: &mut Budget, mget: &Cmd, count: usize) -> Result<Vec<Value>, Error> {
     let whole = |reply: &Value| matches!(reply, Value::Array(values) if values.len() == count);
-    match remote.command(budget, None, mget, whole, Tries::Two).await? {
+    match wire.command(budget, None, mget, whole, Tries::Two).await? {
         (Value::Array(values), _) => Ok(values),
         _ => Err(unexpected()),
     }
@@ -146,33 +153,33 @@ async fn ask(remote: &Arc<Remote>, budget: &mut Budget, mget: &Cmd, count: usize
 
 /// Queues a call. The first one has the queue sent, and so does one that finds the queue old: the runtime of the
 /// first may have stopped polling.
-fn enqueue(remote: &Arc<Remote>, waiting: Waiting) {
-    let now = remote.clock.now();
-    let mut queue = remote.batcher.queue.lock();
+fn enqueue(batcher: &Arc<Batcher>, waiting: Waiting) {
+    let now = batcher.clock.now();
+    let mut queue = batcher.queue.lock();
     let since = *queue.since.get_or_insert(now);
     queue.calls.push(waiting);
     let send = queue.calls.len() == 1 || now.since(since) > STALLED;
     drop(queue);
     if send && let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        let mut gather = Gather(Some(remote.clone()));
+        let mut gather = Gather(Some(batcher.clone()));
         runtime.spawn(async move {
             // Everyone who is ready to ask does so before this task is polled again.
             tokio::task::yield_now().await;
-            if let Some((remote, calls)) = gather.take() {
-                flush(&remote, calls).await;
+            if let Some((wire, calls)) = gather.take() {
+                flush(&wire, calls).await;
             }
         });
     }
 }
 
 /// The duty to send the queue. Dropped unsent, with its runtime, it drops the queued calls, which then know.
-struct Gather(Option<Arc<Remote>>);
+struct Gather(Option<Arc<Batcher>>);
 
 impl Gather {
-    fn take(&mut self) -> Option<(Arc<Remote>, Vec<Waiting>)> {
-        let remote = self.0.take()?;
-        let calls = std::mem::take(&mut *remote.batcher.queue.lock()).calls;
-        Some((remote, calls))
+    fn take(&mut self) -> Option<(Arc<Wire>, Vec<Waiting>)> {
+        let batcher = self.0.take()?;
+        let calls = std::mem::take(&mut *batcher.queue.lock()).calls;
+        Some((batcher.wire.clone(), calls))
     }
 }
 
@@ -183,22 +190,22 @@ impl Drop for Gather {
 }
 
 /// Sends what was gathered, in batches of at most `MAX_BATCH` that are all under way at once.
-async fn flush(remote: &Arc<Remote>, mut gathered: Vec<Waiting>) {
+async fn flush(wire: &Arc<Wire>, mut gathered: Vec<Waiting>) {
     gathered.retain(|waiting| !waiting.reply.is_closed());
     while gathered.len() > MAX_BATCH {
         let rest = gathered.split_off(gathered.len() - MAX_BATCH);
-        let remote = remote.clone();
-        tokio::spawn(async move { send(&remote, rest).await });
+        let wire = wire.clone();
+        tokio::spawn(async move { send(&wire, rest).await });
     }
     if !gathered.is_empty() {
-        send(remote, gathered).await;
+        send(wire, gathered).await;
     }
 }
 
-async fn send(remote: &Arc<Remote>, batch: Vec<Waiting>) {
-    let mut budget = Budget::new(remote.op_timeout);
+async fn send(wire: &Arc<Wire>, batch: Vec<Waiting>) {
+    let mut budget = Budget::new(wire.op_timeout());
     let (keys, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|waiting| (waiting.key, waiting.reply)).unzip();
-    match mget(remote, &mut budget, &keys).await {
+    match mget(wire, &mut budget, &keys).await {
         Ok(reads) => {
             for (reply, read) in replies.into_iter().zip(reads) {
                 let _ = reply.send(Ok(read));
@@ -212,25 +219,8 @@ async fn send(remote: &Arc<Remote>, batch: Vec<Waiting>) {
     }
 }
 
-/// As many MGETs as are needed, all under way at once.
-pub(super) async fn read_many(remote: &Arc<Remote>, budget: &mut Budget, keys: &[FullKey]) -> Result<Vec<Read>, Error> {
-    let keys: Vec<_> = keys.iter().map(Keys::new).collect();
-    let all = *budget;
-    let chunks = keys.chunks(MAX_BATCH).map(|chunk| async move {
-        let mut left = all;
-        let reads = mget(remote, &mut left, chunk).await;
-        (reads, left)
-    });
-    let mut found = Vec::with_capacity(keys.len());
-    for (reads, left) in join_all(chunks).await {
-        *budget = left.min(*budget);
-        found.extend(reads?);
-    }
-    Ok(found)
-}
-
 /// One MGET: all values, then each generation once.
-async fn mget(remote: &Arc<Remote>, budget: &mut Budget, keys: &[Keys]) -> Result<Vec<Read>, Error> {
+async fn mget(wire: &Arc<Wire>, budget: &mut Budget, keys: &[Keys]) -> Result<Vec<Read>, Error> {
     let length = keys.iter().map(|key| key.value.len()).sum::<usize>();
     let mut mget = Cmd::with_capacity(keys.len() + 8, length + 256);
     mget.arg("MGET");
@@ -269,7 +259,7 @@ async fn mget(remote: &Arc<Remote>, budget: &mut Budget, keys: &[Keys]) -> Resul
         }
         wanted.push(at);
     }
-    let mut values = ask(remote, budget, &mget, keys.len() + places.len()).await?;
+    let mut values = ask(wire, budget, &mget, keys.len() + places.len()).await?;
     let ids = values.split_off(keys.len());
     let ids: Vec<_> = ids.iter().map(generation).collect();
     let current =

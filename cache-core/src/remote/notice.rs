@@ -46,16 +46,6 @@ impl<'a> Notice<'a> {
     }
 }
 
-/// The channel of one cache alone, in which its link hears itself; and the name of its sentinel.
-pub(crate) fn own_channel(root: &str, id: u64) -> String {
-    format!("{root}:~n:{id:016x}")
-}
-
-/// The channel of all caches under one root.
-pub(crate) fn channel(root: &str) -> String {
-    format!("{root}:~n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

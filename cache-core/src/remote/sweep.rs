@@ -2,11 +2,7 @@
 
 use bb8_redis::redis::{Value, cmd};
 
-use super::{
-    Remote,
-    send::{is_int, unexpected},
-    wire::pool::Connection,
-};
+use super::wire::{Connection, Wire, is_int, unexpected};
 use crate::{error::Error, key::pattern::Glob, sync::Arc};
 
 /// Keys looked at per step. Measured on a million keys: a thousand is as fast as ten thousand, and other clients'
@@ -17,19 +13,14 @@ const COUNT: u32 = 1000;
 ///
 /// Each step once and over this connection: a cursor means nothing to another server or after a restart, and one whose
 /// reply was lost may not be sent again.
-pub(super) async fn sweep(
-    remote: &Arc<Remote>,
-    connection: &Connection,
-    scope: &str,
-    glob: &Glob,
-) -> Result<u64, Error> {
+pub(super) async fn sweep(wire: &Arc<Wire>, connection: &Connection, scope: &str, glob: &Glob) -> Result<u64, Error> {
     let pattern = glob.scan_match(scope);
     let mut cursor = b"0".to_vec();
     let mut removed = 0;
     loop {
         let mut scan = cmd("SCAN");
         scan.arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(COUNT);
-        let reply = remote.once(connection, &scan, is_page).await?;
+        let reply = wire.once(connection, &scan, is_page).await?;
         let (next, keys) = page(reply).ok_or_else(unexpected)?;
         let covered: Vec<_> = keys.into_iter().filter(|key| covers(key, scope, glob)).collect();
         if !covered.is_empty() {
@@ -37,7 +28,7 @@ pub(super) async fn sweep(
             for key in &covered {
                 unlink.arg(key.as_slice());
             }
-            remote.once(connection, &unlink, is_int).await?;
+            wire.once(connection, &unlink, is_int).await?;
             removed += covered.len() as u64;
         }
         if next == b"0" {

@@ -7,6 +7,7 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::weight::{self, MAX_DEPTH, Refusal};
 use crate::error::{Error, ErrorKind};
 
 /// A type that can be cached: serialisable both ways, shareable between threads, owning what it holds.
@@ -48,11 +49,17 @@ impl Codec {
         }
     }
 
-    /// The encoded value. Neither an error nor a panic of the type's `Serialize` reaches the user's call.
+    /// What the value takes in memory. An error where it is nested too deeply to be encoded, or its `Serialize` fails or
+    /// panics.
+    pub(crate) fn weigh<T: Serialize>(self, value: &T) -> Result<usize, Error> {
+        guarded(|| weight::weigh(value, self == Self::Json))
+    }
+
+    /// The encoded value, which was weighed before: that tells how deeply it is nested.
     pub(crate) fn encode<T: Serialize>(self, value: &T) -> Result<Vec<u8>, Error> {
         guarded(|| match self {
-            Self::MessagePack => rmp_serde::to_vec_named(value).map_err(drop),
-            Self::Json => serde_json::to_vec(value).map_err(drop),
+            Self::MessagePack => rmp_serde::to_vec_named(value).map_err(|_| Refusal::Failed),
+            Self::Json => serde_json::to_vec(value).map_err(|_| Refusal::Failed),
         })
     }
 
@@ -67,21 +74,25 @@ impl Codec {
     }
 }
 
-/// The length of the value as MessagePack, without writing it anywhere: what it weighs in the near tier.
+/// The length of the value as MessagePack, without writing it anywhere.
 pub(crate) fn encoded_len<T: Serialize>(value: &T) -> Result<usize, Error> {
     guarded(|| {
         let mut counter = Counter(0);
-        rmp_serde::encode::write_named(&mut counter, value).map_err(drop)?;
+        rmp_serde::encode::write_named(&mut counter, value).map_err(|_| Refusal::Failed)?;
         Ok(counter.0)
     })
 }
 
-fn guarded<R>(encode: impl FnOnce() -> Result<R, ()>) -> Result<R, Error> {
-    let message = match catch_unwind(AssertUnwindSafe(encode)) {
+/// Runs the type's `Serialize`, of which neither an error nor a panic reaches the user's call.
+fn guarded<R>(serialize: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Error> {
+    let message = match catch_unwind(AssertUnwindSafe(serialize)) {
         Ok(Ok(done)) => return Ok(done),
         // Without the reason: a type's own message may quote the value.
-        Ok(Err(())) => "a value's Serialize failed; the value was not stored",
-        Err(_) => "a value's Serialize panicked; the value was not stored",
+        Ok(Err(Refusal::Failed)) => "a value's Serialize failed; the value was not stored".to_owned(),
+        Ok(Err(Refusal::TooDeep)) => {
+            format!("a value is nested deeper than {MAX_DEPTH} levels, the most there may be; it was not stored")
+        }
+        Err(_) => "a value's Serialize panicked; the value was not stored".to_owned(),
     };
     Err(Error::new(ErrorKind::Encode, message))
 }

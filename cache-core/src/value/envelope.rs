@@ -24,6 +24,8 @@ use crate::clock::millis;
 use std::time::Duration;
 
 pub(crate) const MAGIC: [u8; 4] = *b"CCE\x02";
+/// Where the number of generations stands.
+pub(crate) const GENERATIONS_AT: usize = 22;
 /// Where the format version stands again: one byte that flips makes no later format.
 const FORMAT_AGAIN: usize = 23;
 /// Bytes before the generations.
@@ -34,6 +36,24 @@ pub(crate) const STAMP: usize = 64;
 pub(crate) const SEEN: usize = 64;
 /// Bytes of one generation.
 pub(crate) const GENERATION: usize = 16;
+
+/// What a lease's key holds: a lease, or a write fence in its place, which is one letter alone.
+///
+/// ```text
+///   0  L or W     1  whether somebody waits, 0 or 1     2  token (16)     18  sweep fence, generations (16 each)
+/// ```
+pub(crate) mod held {
+    use std::ops::Range;
+
+    pub(crate) const LEASE: u8 = b'L';
+    pub(crate) const FENCE: u8 = b'W';
+    pub(crate) const WAITS_AT: usize = 1;
+    pub(crate) const NOBODY: u8 = b'0';
+    pub(crate) const SOMEBODY: u8 = b'1';
+    pub(crate) const TOKEN: Range<usize> = 2..18;
+    /// Where the fence and the generations begin that the lease was taken under.
+    pub(crate) const NOTED_AT: usize = 18;
+}
 
 const NEGATIVE: u8 = 1;
 
@@ -155,7 +175,7 @@ impl Head {
         head[4..20].copy_from_slice(&self.entry);
         head[20] = self.codec.id();
         head[21] = if self.negative { NEGATIVE } else { 0 };
-        head[22] = generations;
+        head[GENERATIONS_AT] = generations;
         head[FORMAT_AGAIN] = MAGIC[3];
         head[24..28].copy_from_slice(&self.purpose.version.to_le_bytes());
         // A payload is at most `max_value`, which is checked to fit.
@@ -216,7 +236,7 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     if head[..4] != MAGIC {
         return None;
     }
-    let (generations, payload) = rest.split_at_checked(usize::from(head[22]) * GENERATION)?;
+    let (generations, payload) = rest.split_at_checked(usize::from(head[GENERATIONS_AT]) * GENERATION)?;
     (u64::from(u32_at(head, 28)?) == payload.len() as u64).then_some((head, generations, payload))
 }
 
@@ -225,7 +245,7 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 pub(crate) fn peek(bytes: &[u8], generations: &[Option<Id>]) -> Option<bool> {
     let (head, stored) = bytes.split_at_checked(HEAD)?;
     let valid = head[..4] == MAGIC
-        && usize::from(head[22]) == generations.len()
+        && usize::from(head[GENERATIONS_AT]) == generations.len()
         && stored.len() == generations.len() * GENERATION
         && generations.iter().zip(stored.chunks_exact(GENERATION)).all(|(now, then)| now.is_some_and(|id| id == then));
     valid.then_some(head[21] & NEGATIVE != 0)

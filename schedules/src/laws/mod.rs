@@ -5,4 +5,5 @@ pub mod flight;
 pub mod journal;
 pub mod near;
 pub mod read;
+pub mod task;
 pub mod waiters;

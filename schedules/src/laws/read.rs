@@ -9,9 +9,13 @@ use crate::{
     explore::{Gate, Row, choose, either, ended, pauses, perhaps_drop, stalled},
     flight::share::Share,
     invalidate,
-    key::{FullKey, Prefix, pattern, prefix},
+    key::{
+        FullKey, Prefix,
+        pattern::{self, Pattern},
+        prefix,
+    },
     options::Options,
-    read::{many::read_through_many, read_through, refresh},
+    read::{read_through, read_through_many, refresh},
     state::State,
     target::Target,
     value::{
@@ -91,6 +95,8 @@ impl World {
             let fetch = async |_| Ok::<_, ()>(self.fetch(fails).await?.map(|row| (key.clone(), row)));
             let result = read_through_many(&[target], std::slice::from_ref(&key), fetch).await;
             result.ok()?.remove(0)
+        } else if let Some(value) = target.lookup_near() {
+            value
         } else {
             let share = either().then(Share::new);
             read_through(&target, self.fetch(fails), share).await.ok()?
@@ -110,9 +116,9 @@ impl World {
             1 => assert!(invalidate::keyspace(state, scope, REPORT.name()).await.is_applied()),
             2 => assert!(invalidate::scope(state, scope).await.is_applied()),
             3 => {
-                let covers = pattern::parse("report:x*").unwrap();
-                assert!(matches!(covers, pattern::Coverage::Keys(_)));
-                assert!(invalidate::pattern(state, scope, covers).await.is_applied());
+                let pattern = pattern::parse("report:x*").unwrap();
+                assert!(matches!(pattern, Pattern::Keys(_)));
+                assert!(invalidate::pattern(state, scope, pattern).await.is_applied());
             }
             4 => assert_eq!(refresh(&target, self.fetch(false)).await.unwrap().map(|value| *value >= row), Some(true)),
             _ => write::set(&target, Some(Arc::new(row))).await.unwrap(),

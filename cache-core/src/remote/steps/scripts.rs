@@ -7,8 +7,17 @@
 
 use bb8_redis::redis::{Cmd, Pipeline, Script, Value, cmd};
 
-use super::transactions::{self, Transaction};
-use crate::sync::{AtomicBool, Ordering};
+use super::{
+    Call,
+    transactions::{self, Transaction},
+};
+use crate::{
+    remote::wire::{
+        Greeting,
+        failure::{self, Said},
+    },
+    sync::{AtomicBool, Ordering},
+};
 
 /// All scripts, hashed once.
 #[derive(Debug)]
@@ -29,7 +38,7 @@ pub(crate) struct Scripts {
 pub(crate) struct Lua {
     source: String,
     hash: String,
-    pub(in crate::remote) transaction: Transaction,
+    pub(super) transaction: Transaction,
 }
 
 /// What tells one call from all others under way on its connection.
@@ -44,17 +53,18 @@ impl Lua {
 
     /// The call by hash, for a server that knows the script. The client library's own call takes three trips where
     /// it does not; ours two: this, then [`by_source`](Self::by_source).
-    pub(crate) fn by_hash(&self, keys: &[&str], args: &[&[u8]], number: &CallNumber) -> Cmd {
-        Self::call("EVALSHA", &self.hash, keys, args, number)
+    pub(crate) fn by_hash(&self, call: Call<'_>, number: &CallNumber) -> Cmd {
+        Self::call("EVALSHA", &self.hash, call, number)
     }
 
     /// The call with the whole script, which the server then knows.
-    pub(crate) fn by_source(&self, keys: &[&str], args: &[&[u8]], number: &CallNumber) -> Cmd {
-        Self::call("EVAL", &self.source, keys, args, number)
+    pub(crate) fn by_source(&self, call: Call<'_>, number: &CallNumber) -> Cmd {
+        Self::call("EVAL", &self.source, call, number)
     }
 
-    fn call(verb: &str, script: &str, keys: &[&str], args: &[&[u8]], number: &CallNumber) -> Cmd {
+    fn call(verb: &str, script: &str, call: Call<'_>, number: &CallNumber) -> Cmd {
         let mut command = cmd(verb);
+        let Call { keys, args } = call;
         command.arg(script).arg(keys.len());
         for key in keys {
             command.arg(*key);
@@ -107,18 +117,33 @@ impl Scripts {
         }
     }
 
-    /// Notes that the server runs scripts.
-    pub(crate) fn allow(&self) {
-        self.forbidden.store(false, Ordering::Relaxed);
+    fn all(&self) -> [&Lua; 7] {
+        let Self { lease, renew, fill, release, set, touch, invalidate, forbidden: _ } = self;
+        [lease, renew, fill, release, set, touch, invalidate]
+    }
+}
+
+/// Asks whether the server runs scripts, and leaves ours with it.
+impl Greeting for Scripts {
+    fn say(&self, pipeline: &mut Pipeline) {
+        pipeline.cmd("EVAL").arg("return 1").arg(0);
+        for lua in self.all() {
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(&lua.source);
+        }
     }
 
-    /// Adds a SCRIPT LOAD for each script.
-    pub(crate) fn load_all(&self, pipeline: &mut Pipeline) {
-        let Self { lease, renew, fill, release, set, touch, invalidate, forbidden: _ } = self;
-        for lua in [lease, renew, fill, release, set, touch, invalidate] {
-            let mut load = cmd("SCRIPT");
-            load.arg("LOAD").arg(&lua.source);
-            pipeline.add_command(load);
+    fn hear(&self, replies: &[Value]) {
+        match replies.first() {
+            Some(Value::Int(1)) => self.forbidden.store(false, Ordering::Relaxed),
+            Some(Value::ServerError(error)) if failure::said_in(error) == Said::ScriptsForbidden => {
+                self.forbid();
+            }
+            // Another error says nothing about scripts.
+            _ => {}
         }
+    }
+
+    fn needs_exclusive(&self) -> bool {
+        self.are_forbidden()
     }
 }

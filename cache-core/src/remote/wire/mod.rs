@@ -1,6 +1,145 @@
-//! One server: its connections, whether it is tried at all, and where it is found.
+//! ONE server, whatever is said to it: its connections, whether it is tried at all, where it is found, its clock, and how
+//! commands go out. Knows Redis, and nothing of what this crate keeps there.
 
-pub(crate) mod breaker;
+mod account;
+mod breaker;
+mod connect;
 pub(crate) mod failure;
-pub(crate) mod pool;
-pub(crate) mod topology;
+mod pool;
+mod send;
+mod server_clock;
+mod topology;
+
+use std::time::Duration;
+
+use bb8_redis::redis::{Client, Cmd, Pipeline, Value, aio::PubSubStream, cmd};
+
+pub(crate) use self::{
+    account::{Account, Right},
+    connect::Greeting,
+    pool::{Connection, Reconnect},
+    send::{Budget, Tries, are_ints, is_int, unexpected},
+    topology::{Sentinels, Topology},
+};
+use self::{
+    breaker::Breaker,
+    connect::Manager,
+    pool::Pool,
+    server_clock::{ServerClock, server_ms},
+};
+use crate::{clock::Clock, error::Error, options::PoolOptions, sync::Arc};
+
+/// One server, or the primary of one service behind Sentinels.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    pool: Pool,
+    breaker: Breaker,
+    server_clock: Arc<ServerClock>,
+    connect_timeout: Duration,
+    op_timeout: Duration,
+    account: Arc<Account>,
+    probe: Cmd,
+    greeting: Arc<dyn Greeting>,
+}
+
+/// A subscriber's connection, and the server that it leads to.
+pub(crate) struct Subscription {
+    pub(crate) messages: PubSubStream,
+    server: Client,
+}
+
+impl Wire {
+    /// `nothing` is a key that never exists, for a write that changes nothing.
+    pub(crate) fn new(
+        topology: Topology,
+        options: PoolOptions,
+        op_timeout: Duration,
+        account: Account,
+        nothing: &str,
+        greeting: Arc<dyn Greeting>,
+        clock: Clock,
+    ) -> Self {
+        // Needs no memory, so a full server takes it. A replica refuses it.
+        let probe = cmd("PEXPIRE").arg(nothing).arg(1).take();
+        let server_clock = Arc::new(ServerClock::new());
+        let connect_timeout = options.connect_timeout;
+        let account = Arc::new(account);
+        let said_first = (probe.clone(), greeting.clone());
+        let manager = Manager::new(topology, connect_timeout, account.clone(), said_first, server_clock.clone());
+        let (pool, breaker) = (Pool::new(manager, options), Breaker::new(clock));
+        Self { pool, breaker, server_clock, connect_timeout, op_timeout, account, probe, greeting }
+    }
+
+    /// Sets what is done when connections are made anew. Once.
+    pub(crate) fn on_reconnect(&self, hook: impl Fn(Reconnect) + Send + Sync + 'static) {
+        self.pool.on_reconnect(hook);
+    }
+
+    /// An estimate of the server's clock, in milliseconds since 1970.
+    pub(crate) fn server_now_ms(&self) -> u64 {
+        self.server_clock.now_ms()
+    }
+
+    /// Takes over what the server answered when asked for its time.
+    pub(crate) fn learn_time(&self, reply: &Value) {
+        if let Some(server_ms) = server_ms(reply) {
+            self.server_clock.learn(server_ms, Duration::ZERO);
+        }
+    }
+
+    pub(crate) fn op_timeout(&self) -> Duration {
+        self.op_timeout
+    }
+
+    /// Drops all connections, for good.
+    pub(crate) fn close(&self) {
+        self.pool.close();
+    }
+
+    /// Whether the server answers within `timeout` and takes writes, whatever the breaker says.
+    pub(crate) async fn ping(&self, timeout: Duration) -> Result<(), Error> {
+        let answers = async {
+            self.attempt(None, &self.probe, is_int, Tries::Two).await?;
+            if self.greeting.needs_exclusive() { self.pool.prepare_exclusive().await } else { Ok(()) }
+        };
+        Budget::new(timeout).limit(answers).await
+    }
+
+    /// All replies to an operator's questions, errors among them. They go past the breaker: it is the answer that counts.
+    pub(crate) async fn ask(&self, questions: &Pipeline) -> Result<Vec<Value>, Error> {
+        Budget::new(self.op_timeout).limit(self.attempt_all(questions)).await
+    }
+
+    /// Who we are to the server.
+    pub(crate) fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// A new connection that hears these channels. Returns when the server has acknowledged the subscriptions: from
+    /// then on no message is missed.
+    ///
+    /// It leads to the server that the commands go to. Where those move on, what is published is not heard any more.
+    pub(crate) async fn subscribe(self: &Arc<Self>, channels: &[&str]) -> Result<Subscription, Error> {
+        let subscribe = async {
+            let server = self.pool.server().await?;
+            let subscribed = async {
+                let mut connection = server.get_async_pubsub().await?;
+                connection.subscribe(channels).await?;
+                Ok(Subscription { messages: connection.into_on_message(), server: server.clone() })
+            };
+            subscribed.await.map_err(|error| failure::classify(&error, &self.account))
+        };
+        let subscribed = Budget::new(self.connect_timeout).limit(subscribe).await;
+        if subscribed.is_err() {
+            // The connections for commands may be as dead, and nobody may be using them: this replaces them.
+            let mut budget = Budget::new(self.op_timeout);
+            let _ = self.command(&mut budget, None, &self.probe, is_int, Tries::Two).await;
+        }
+        subscribed
+    }
+
+    /// Whether the commands go to the subscription's server.
+    pub(crate) fn is_at(&self, subscription: &Subscription) -> bool {
+        self.pool.leads_to(&subscription.server)
+    }
+}

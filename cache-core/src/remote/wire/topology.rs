@@ -10,7 +10,7 @@ use bb8_redis::redis::{
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 
-use super::failure;
+use super::failure::{self, Said};
 use crate::{
     error::{Error, ErrorKind},
     sync::{AtomicUsize, Ordering},
@@ -46,6 +46,15 @@ impl Topology {
             Self::Single(client) => Ok(Named { server: client.clone(), by: 0 }),
             Self::Sentinel(sentinels) => sentinels.primary().await,
         }
+    }
+
+    /// The user as which the servers know us.
+    pub(crate) fn user(&self) -> &str {
+        let info = match self {
+            Self::Single(client) => client.get_connection_info(),
+            Self::Sentinel(sentinels) => &sentinels.node,
+        };
+        info.redis_settings().username().unwrap_or("default")
     }
 
     /// The error of a server that is no primary.
@@ -137,11 +146,12 @@ impl Sentinels {
                     Some((at, Ok(Some((host, port))))) => {
                         self.first.store(at, Ordering::Relaxed);
                         let info = self.node.clone().set_addr(self.address(host, port));
-                        let server = Client::open(info).map_err(|error| failure::classify(&error))?;
+                        let server = Client::open(info).map_err(|error| failure::other(&error))?;
                         return Ok(Named { server, by: at });
                     }
-                    Some((_, Ok(None))) => note(&mut failure, self.unknown()),
-                    Some((_, Err(error))) => note(&mut failure, sentinel_error(&error)),
+                    Some((_, Ok(None))) => failure = Some(self.unknown()),
+                    // A Sentinel that answered says more than one that cannot be reached.
+                    Some((_, Err(error))) => failure = told(&error).or(failure),
                     None => return Err(failure.unwrap_or_else(unreachable)),
                 },
                 () = tokio::time::sleep(STAGGER), if more => {}
@@ -180,40 +190,26 @@ async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 
-/// Keeps the error that tells more: a Sentinel that answered says more than one that cannot be reached.
-fn note(kept: &mut Option<Error>, error: Error) {
-    if kept.is_none() || error.kind() == ErrorKind::Authentication || !is_unreachable(&error) {
-        *kept = Some(error);
-    }
-}
-
 pub(crate) fn unreachable() -> Error {
-    Error::new(ErrorKind::Unavailable, UNREACHABLE)
+    let message = "no Sentinel answers; check that they run, and their hosts and ports in the URL";
+    Error::new(ErrorKind::Unavailable, message)
 }
 
-const UNREACHABLE: &str = "no Sentinel answers; check that they run, and their hosts and ports in the URL";
-
-fn is_unreachable(error: &Error) -> bool {
-    error.to_string() == UNREACHABLE
-}
-
-fn sentinel_error(error: &RedisError) -> Error {
-    let classified = failure::classify(error);
-    let message = match classified.kind() {
-        ErrorKind::Authentication => {
+/// What the error of a Sentinel that answered says; `None` for one that did not.
+fn told(error: &RedisError) -> Option<Error> {
+    let message = match failure::said(error) {
+        Said::PasswordWanted | Said::CredentialsRefused => {
             "Sentinel wants other credentials than it got; check sentinel_username and sentinel_password in the URL"
         }
-        ErrorKind::Permission => {
-            "the Sentinel user may not ask for the primary (NOPERM); allow it the command SENTINEL"
-        }
+        Said::Lacks(_) => "the Sentinel user may not ask for the primary (NOPERM); allow it the command SENTINEL",
         // An answer, but not a Sentinel's.
-        ErrorKind::Server => {
+        Said::Other if failure::other(error).kind() == ErrorKind::Server => {
             let message = "what answers is no Sentinel; check the ports in the URL, 26379 is the usual one";
-            return Error::new(ErrorKind::Unavailable, message);
+            return Some(Error::new(ErrorKind::Unavailable, message));
         }
-        _ => return unreachable(),
+        _ => return None,
     };
-    Error::new(ErrorKind::Authentication, message)
+    Some(Error::new(ErrorKind::Authentication, message))
 }
 
 #[cfg(test)]
@@ -221,12 +217,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_error_that_tells_most_is_kept() {
-        let unknown = || Error::new(ErrorKind::Unavailable, "unknown");
-        for errors in [[unreachable(), unknown()], [unknown(), unreachable()]] {
-            let mut kept = None;
-            errors.into_iter().for_each(|error| note(&mut kept, error));
-            assert_eq!(kept.unwrap().to_string(), "unknown");
-        }
+    fn a_sentinel_that_answers_tells_more_than_one_that_cannot_be_reached() {
+        let answer = |line: &[u8]| match bb8_redis::redis::parse_redis_value(line).unwrap() {
+            bb8_redis::redis::Value::ServerError(error) => told(&error.into()).map(|error| error.kind()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(answer(b"-NOAUTH Authentication required.\r\n"), Some(ErrorKind::Authentication));
+        assert_eq!(answer(b"-ERR unknown command 'SENTINEL'\r\n"), Some(ErrorKind::Unavailable));
+        assert_eq!(told(&std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into()).map(|e| e.kind()), None);
     }
 }

@@ -1,18 +1,11 @@
-//! How commands go out: one at a time or as a pipeline, as scripts or as transactions, within a call's time, past an open
+//! How commands go out: one at a time, as a pipeline or on a connection of their own, within a call's time, past an open
 //! breaker, and once more where a connection was lost.
 
 use std::{future::Future, time::Duration};
 
-use bb8_redis::redis::{Cmd, ErrorKind as Kind, Pipeline, RedisError, ServerErrorKind, Value};
+use bb8_redis::redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 
-use super::{
-    Remote,
-    steps::{
-        scripts::{self, Lua},
-        transactions::{self, Call},
-    },
-    wire::{breaker::Admission, failure, pool::Connection},
-};
+use super::{Connection, Wire, breaker::Admission, failure};
 use crate::{
     clock::unpanicked,
     error::{Error, ErrorKind},
@@ -21,15 +14,19 @@ use crate::{
 
 /// What is left of a call's time for commands, over all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Budget(pub(super) Duration);
+pub(crate) struct Budget(Duration);
 
 impl Budget {
     pub(crate) fn new(op_timeout: Duration) -> Self {
         Self(op_timeout)
     }
 
+    pub(crate) fn left(self) -> Duration {
+        self.0
+    }
+
     /// Whether a command can be sent at all: there is time left, and a runtime to carry it.
-    pub(super) fn check(self) -> Result<(), Error> {
+    pub(crate) fn check(self) -> Result<(), Error> {
         if self.0.is_zero() {
             return Err(used_up());
         }
@@ -60,104 +57,15 @@ impl Budget {
 /// How often a command is sent: once more on a new connection where one was lost, unless what was sent first must not be
 /// taken for the second.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Tries {
+pub(crate) enum Tries {
     One = 1,
     Two = 2,
 }
 
-impl Remote {
-    /// Calls a script by its hash, and by its source where the server does not know it. Where scripts are forbidden
-    /// the same step is a transaction.
-    pub(super) async fn script(
-        self: &Arc<Self>,
-        budget: &mut Budget,
-        connection: Option<Connection>,
-        lua: &Lua,
-        keys: &[&str],
-        args: &[&[u8]],
-        tries: Tries,
-    ) -> Result<(Value, Option<Connection>), Error> {
-        if !self.scripts.are_forbidden() {
-            let number = rand::random();
-            let ours = |reply: &Value| scripts::answers(reply, &number);
-            let mut called = self.command(budget, connection, &lua.by_hash(keys, args, &number), ours, tries).await;
-            if called.as_ref().is_err_and(is_noscript) {
-                called = self.command(budget, None, &lua.by_source(keys, args, &number), ours, tries).await;
-            }
-            match called {
-                Err(error) if is_forbidden(&error) => self.scripts.forbid(),
-                other => {
-                    let (reply, connection) = other?;
-                    return Ok((scripts::returned(reply).ok_or_else(unexpected)?, Some(connection)));
-                }
-            }
-        }
-        let mut replies = self.transaction(budget, lua, &[Call { keys, args }], tries).await?;
-        Ok((replies.pop().ok_or_else(unexpected)?, None))
-    }
-
-    /// The same script for several calls, in one round trip.
-    pub(super) async fn script_for_each(
-        self: &Arc<Self>,
-        budget: &mut Budget,
-        lua: &Lua,
-        calls: &[Call<'_>],
-    ) -> Result<(), Error> {
-        if let [Call { keys, args }] = calls {
-            return self.script(budget, None, lua, keys, args, Tries::Two).await.map(drop);
-        }
-        let number = rand::random();
-        let commands = |by_source: bool| {
-            let mut pipeline = Pipeline::new();
-            for (at, Call { keys, args }) in calls.iter().enumerate() {
-                // The first teaches the server the script.
-                let call = if by_source && at == 0 { Lua::by_source } else { Lua::by_hash };
-                pipeline.add_command(call(lua, keys, args, &number));
-            }
-            pipeline
-        };
-        if !self.scripts.are_forbidden() {
-            let ours = |replies: &[Value]| replies.iter().all(|reply| scripts::answers(reply, &number));
-            let mut called = self.pipeline(budget, &commands(false), ours).await;
-            if called.as_ref().is_err_and(is_noscript) {
-                called = self.pipeline(budget, &commands(true), ours).await;
-            }
-            match called {
-                Err(error) if is_forbidden(&error) => self.scripts.forbid(),
-                other => return other.map(drop),
-            }
-        }
-        self.transaction(budget, lua, calls, Tries::Two).await.map(drop)
-    }
-
-    /// A step as a transaction, on a connection of its own.
-    pub(super) async fn transaction(
-        self: &Arc<Self>,
-        budget: &mut Budget,
-        lua: &Lua,
-        calls: &[Call<'_>],
-        tries: Tries,
-    ) -> Result<Vec<Value>, Error> {
-        let Some(first) = calls.first() else { return Ok(Vec::new()) };
-        let lane = lua.transaction.lane(first);
-        self.admitted(budget, async {
-            let mut last = None;
-            for _ in 0..tries as usize {
-                let mut exclusive = self.pool.exclusive(lane).await?;
-                match transactions::settle(&mut exclusive.connection.handle, &lua.transaction, calls).await {
-                    Ok(Some(replies)) => return Ok(replies),
-                    Ok(None) => return Err(contended()),
-                    Err(error) => last = Some(self.failed(&exclusive.connection, &error)?),
-                }
-            }
-            Err(last.unwrap_or_else(unexpected))
-        })
-        .await
-    }
-
+impl Wire {
     /// Sends the commands, and once more on a new connection where the first was lost or gives other replies than
     /// these commands have.
-    pub(super) async fn pipeline(
+    pub(crate) async fn pipeline(
         self: &Arc<Self>,
         budget: &mut Budget,
         pipeline: &Pipeline,
@@ -167,7 +75,7 @@ impl Remote {
     }
 
     /// The replies, and the connection that they came over.
-    pub(super) async fn pipeline_over(
+    pub(crate) async fn pipeline_over(
         self: &Arc<Self>,
         budget: &mut Budget,
         pipeline: &Pipeline,
@@ -190,7 +98,7 @@ impl Remote {
 
     /// One command over this connection and no other, within `op_timeout`. An error also when the pool it is of was
     /// replaced meanwhile.
-    pub(super) async fn once(
+    pub(crate) async fn once(
         self: &Arc<Self>,
         connection: &Connection,
         command: &Cmd,
@@ -210,8 +118,13 @@ impl Remote {
         Err(Error::new(ErrorKind::Unavailable, "the connection to Redis was replaced meanwhile"))
     }
 
+    /// A connection for several commands that must not overtake each other.
+    pub(crate) async fn connection(self: &Arc<Self>, budget: &mut Budget) -> Result<Connection, Error> {
+        self.admitted(budget, self.pool.connection()).await
+    }
+
     /// One command within the budget, unless the breaker is open.
-    pub(super) async fn command(
+    pub(crate) async fn command(
         self: &Arc<Self>,
         budget: &mut Budget,
         connection: Option<Connection>,
@@ -222,7 +135,30 @@ impl Remote {
         self.admitted(budget, self.attempt(connection, command, answers, tries)).await
     }
 
-    pub(super) async fn admitted<R>(
+    /// Does `work` on a connection that no other call uses meanwhile, and once more on a new one where the first was lost.
+    /// Calls about the same `name` have the same one while it lasts.
+    pub(crate) async fn exclusively<R, F: Future<Output = Result<R, RedisError>>>(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        name: &str,
+        tries: Tries,
+        work: impl Fn(MultiplexedConnection) -> F,
+    ) -> Result<R, Error> {
+        self.admitted(budget, async {
+            let mut last = None;
+            for _ in 0..tries as usize {
+                let exclusive = self.pool.exclusive(name).await?;
+                match work(exclusive.connection.handle.clone()).await {
+                    Ok(done) => return Ok(done),
+                    Err(error) => last = Some(self.failed(&exclusive.connection, &error)?),
+                }
+            }
+            Err(last.unwrap_or_else(unexpected))
+        })
+        .await
+    }
+
+    async fn admitted<R>(
         self: &Arc<Self>,
         budget: &mut Budget,
         attempt: impl Future<Output = Result<R, Error>>,
@@ -240,12 +176,7 @@ impl Remote {
         // Boxed: connecting is some kilobytes of state, which every caller's future would hold.
         let result = budget.limit(Box::pin(attempt)).await;
         match &result {
-            Err(error)
-                if error.is_unavailable()
-                    || matches!(error.kind(), ErrorKind::ReadOnly | ErrorKind::Authentication) =>
-            {
-                self.note_failure()
-            }
+            Err(error) if failure::opens_breaker(error) => self.note_failure(),
             // Any answer, be it an error, says that the server is there.
             _ => self.breaker.succeeded(),
         }
@@ -261,7 +192,7 @@ impl Remote {
 
     /// Sends the command, and where `tries` allows it once more on a new connection when the first was lost or gives a
     /// reply that cannot be the command's.
-    pub(super) async fn attempt(
+    pub(crate) async fn attempt(
         &self,
         connection: Option<Connection>,
         command: &Cmd,
@@ -284,6 +215,19 @@ impl Remote {
         Err(last.unwrap_or_else(unexpected))
     }
 
+    /// All replies, errors of the server among them; once more on a new connection where the first was lost.
+    pub(crate) async fn attempt_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
+        let mut last = None;
+        for _ in 0..2 {
+            let mut connection = self.pool.connection().await?;
+            match connection.handle.send_packed_commands(pipeline, 0, pipeline.len()).await {
+                Ok(replies) => return Ok(replies),
+                Err(error) => last = Some(self.failed(&connection, &error)?),
+            }
+        }
+        Err(last.unwrap_or_else(unexpected))
+    }
+
     /// Gives up a connection whose replies are those of other commands: one was doubled or lost on the way. The new
     /// one hears again of what was acknowledged lately, as some of that may have been other commands' replies, too.
     fn found_out(&self, connection: &Connection) -> Error {
@@ -293,13 +237,7 @@ impl Remote {
 
     /// Translates an error. `Ok` when it broke the connection, so that another one may do better.
     fn failed(&self, connection: &Connection, error: &RedisError) -> Result<Error, Error> {
-        if error.kind() == Kind::Server(ServerErrorKind::NoScript) {
-            return Err(noscript());
-        }
-        if failure::forbids_scripts(error.code().unwrap_or_default(), error.detail()) {
-            return Err(Error::new(ErrorKind::Permission, FORBIDDEN));
-        }
-        let error = failure::classify(error);
+        let error = failure::classify(error, &self.account);
         if failure::breaks_connection(&error) {
             self.pool.discard(connection);
             return Ok(error);
@@ -309,19 +247,14 @@ impl Remote {
 
     /// Looks in the background whether Redis is back.
     fn probe(self: &Arc<Self>) {
-        let remote = Arc::downgrade(self);
+        let wire = Arc::downgrade(self);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            let Some(remote) = remote.upgrade() else { return };
+            let Some(wire) = wire.upgrade() else { return };
             // Only who takes writes is back: a replica answers reads, and would open and close the breaker in turns.
-            match remote.ping(remote.op_timeout).await {
-                Err(error)
-                    if error.is_unavailable()
-                        || matches!(error.kind(), ErrorKind::ReadOnly | ErrorKind::Authentication) =>
-                {
-                    remote.pool.reset()
-                }
-                _ => remote.breaker.succeeded(),
+            match wire.ping(wire.op_timeout).await {
+                Err(error) if failure::opens_breaker(&error) => wire.pool.reset(),
+                _ => wire.breaker.succeeded(),
             }
         });
     }
@@ -335,29 +268,9 @@ fn open() -> Error {
     Error::new(ErrorKind::Unavailable, "Redis failed several times in a row and is not asked again for a moment")
 }
 
-pub(super) fn unexpected() -> Error {
+pub(crate) fn unexpected() -> Error {
     let message = "Redis gave a reply that is not the command's; is there a proxy that rewrites or reorders replies?";
     Error::new(ErrorKind::Unavailable, message)
-}
-
-fn noscript() -> Error {
-    Error::new(ErrorKind::Server, NOSCRIPT)
-}
-
-const NOSCRIPT: &str = "Redis does not know the script";
-
-fn is_noscript(error: &Error) -> bool {
-    error.kind() == ErrorKind::Server && error.to_string() == NOSCRIPT
-}
-
-const FORBIDDEN: &str = "Redis forbids scripts";
-
-fn is_forbidden(error: &Error) -> bool {
-    error.kind() == ErrorKind::Permission && error.to_string() == FORBIDDEN
-}
-
-fn contended() -> Error {
-    Error::new(ErrorKind::Server, "others keep changing what a transaction rests on; allow the Redis user scripts")
 }
 
 /// The replies to a pipeline, or the first error among them, in its own words.
@@ -374,10 +287,10 @@ async fn replies(connection: &mut Connection, pipeline: &Pipeline) -> Result<Vec
     }
 }
 
-pub(super) fn is_int(reply: &Value) -> bool {
+pub(crate) fn is_int(reply: &Value) -> bool {
     matches!(reply, Value::Int(_))
 }
 
-pub(super) fn are_ints(replies: &[Value]) -> bool {
+pub(crate) fn are_ints(replies: &[Value]) -> bool {
     replies.iter().all(is_int)
 }

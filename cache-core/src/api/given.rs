@@ -1,0 +1,36 @@
+//! Settings given as text: numbers, times, yes or no. A mistake is named with what was given and what is allowed.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind};
+
+pub(super) fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidConfig, message.into())
+}
+
+/// A whole number; `name` is that of the setting.
+pub(super) fn number(name: &str, value: &str) -> Result<u32, Error> {
+    value.trim().parse().map_err(|_| invalid(format!("{name} is {value:?}; give a whole number")))
+}
+
+pub(super) fn duration(name: &str, value: &str) -> Result<Duration, Error> {
+    humantime::parse_duration(value.trim())
+        .map_err(|_| invalid(format!("{name} is {value:?}; give a time with its unit, such as 500ms, 5s or 90m")))
+}
+
+/// Seconds, whole or not, as Redis clients of other languages take them; or a time with its unit.
+pub(super) fn seconds(name: &str, value: &str) -> Result<Duration, Error> {
+    match value.trim().parse::<f64>() {
+        Ok(number) => Duration::try_from_secs_f64(number)
+            .map_err(|_| invalid(format!("{name} is {value:?}; give seconds above zero, such as 0.5 or 5"))),
+        Err(_) => duration(name, value),
+    }
+}
+
+pub(super) fn boolean(name: &str, value: &str) -> Result<bool, Error> {
+    match value.trim().to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err(invalid(format!("{name} is {value:?}; give 1 or 0"))),
+    }
+}
