@@ -1,6 +1,7 @@
 //! Values: their profile and keyspace, their bytes, and the envelope around them.
 
 pub(crate) mod codec;
+mod depth;
 pub(crate) mod envelope;
 pub(crate) mod jitter;
 pub(crate) mod keyspace;
