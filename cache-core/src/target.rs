@@ -243,14 +243,18 @@ impl Target<'_> {
         Err(Error::new(ErrorKind::TooLarge, message))
     }
 
-    /// Counts and reports why a value was not stored.
+    /// Counts and reports why a value was not stored, where no caller hears of it.
     pub(crate) fn not_stored(&self, slot: Slot, error: &Error) {
+        self.count_not_stored(slot, error);
+        self.state.sink.report("store", error);
+    }
+
+    pub(crate) fn count_not_stored(&self, slot: Slot, error: &Error) {
         let counters = self.state.stats.counters(slot);
         match error.kind() {
             ErrorKind::TooLarge => counters.too_large.increment(),
             ErrorKind::Encode => counters.encode_errors.increment(),
             _ => counters.remote_errors.increment(),
         }
-        self.state.sink.report("store", error);
     }
 }

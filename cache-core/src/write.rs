@@ -100,11 +100,12 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
             counters.refused.increment();
             return Ok(());
         }
-        target.keep_alone(&value, ttl, watch, slot)?;
+        target.keep_alone(&value, ttl, watch, slot).inspect_err(|error| target.count_not_stored(slot, error))?;
         counters.stored.increment();
         return Ok(());
     };
-    let encoded = encode(target, remote, &value, ttl, Duration::ZERO)?;
+    let encoded = encode(target, remote, &value, ttl, Duration::ZERO);
+    let encoded = encoded.inspect_err(|error| target.count_not_stored(slot, error))?;
     let mut budget = Budget::new(state.options.op_timeout);
     // Before: a copy read from now on may be older than this value. After: one read meanwhile may be, too. The
     // value itself is not kept near: another process's newer one may have been announced already.
@@ -125,7 +126,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         Ok(true) => counters.stored.increment(),
         Ok(false) => counters.refused.increment(),
         Err(error) => {
-            counters.remote_errors.increment();
+            target.count_not_stored(slot, &error);
             // Refused: the older value must not be read as if nothing had happened.
             resend::later(state, Coverage::Key(Box::new(target.key.clone())));
             return Err(error);
