@@ -83,6 +83,8 @@ pub(crate) async fn fill(
 pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) -> Result<(), Error> {
     let (state, slot) = (target.state, target.slot());
     if state.is_off() {
+        // Not stored, and all the same newer than what the others have.
+        let _ = invalidate::keys(state, std::slice::from_ref(&target.key)).await;
         return Err(closed());
     }
     let Some(ttl) = target.fresh_ttl(value.is_none()) else {
@@ -104,8 +106,15 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         counters.stored.increment();
         return Ok(());
     };
-    let encoded = encode(target, remote, &value, ttl, Duration::ZERO);
-    let encoded = encoded.inspect_err(|error| target.count_not_stored(slot, error))?;
+    let encoded = match encode(target, remote, &value, ttl, Duration::ZERO) {
+        Ok(encoded) => encoded,
+        Err(error) => {
+            target.count_not_stored(slot, &error);
+            // As without Redis: what cannot be stored replaces what is.
+            let _ = invalidate::keys(state, std::slice::from_ref(&target.key)).await;
+            return Err(error);
+        }
+    };
     let mut budget = Budget::new(state.options.op_timeout);
     // Before: a copy read from now on may be older than this value. After: one read meanwhile may be, too. The
     // value itself is not kept near: another process's newer one may have been announced already.
