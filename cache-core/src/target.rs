@@ -15,8 +15,9 @@ use crate::{
     value::{
         TtlProfile,
         codec::{CacheValue, Codec, encoded_len},
-        envelope::{self, Rejected},
+        envelope::{self, Purpose, Rejected},
         jitter::jittered,
+        schema::schema,
     },
 };
 
@@ -34,6 +35,8 @@ pub(crate) struct Target<'a> {
     pub(crate) binding: Binding,
     pub(crate) profile: TtlProfile,
     pub(crate) version: u32,
+    /// The name of the type's schema, where it was given one.
+    pub(crate) schema: Option<&'static str>,
     pub(crate) codec: Option<Codec>,
     /// Beside Redis, whether the near tier is passed by.
     pub(crate) strict: bool,
@@ -83,6 +86,11 @@ impl Target<'_> {
         self.codec.unwrap_or(self.state.options.codec)
     }
 
+    /// What an entry with a value of this type is written for.
+    pub(crate) fn purpose<T: CacheValue>(&self) -> Purpose {
+        Purpose::new(self.key.as_str(), self.binding.origin.seed(), self.version, schema::<T>(self.schema))
+    }
+
     /// The life of a new entry, jittered; `None` for a `None` that is not to be cached.
     pub(crate) fn fresh_ttl(&self, negative: bool) -> Option<Duration> {
         let ttl = if negative {
@@ -104,14 +112,13 @@ impl Target<'_> {
         if self.state.journal.doubts(&self.key, asked_at) {
             return Verdict::Miss { seen: None };
         }
-        let identity = envelope::identity::<T>(self.key.as_str(), self.binding.origin.seed());
         let unusable = |count: bool| {
             if count {
                 counters.unusable.increment();
             }
             Verdict::Miss { seen: Some(bytes.get(..envelope::SEEN).unwrap_or(bytes).to_vec()) }
         };
-        let opened = match envelope::open(bytes, &identity, self.version, &read.generations) {
+        let opened = match envelope::open(bytes, &self.purpose::<T>(), &read.generations) {
             Ok(opened) => opened,
             Err(Rejected::Newer) => {
                 counters.newer_version.increment();

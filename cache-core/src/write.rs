@@ -6,13 +6,13 @@ use crate::{
     error::{Error, ErrorKind},
     invalidate::{self, resend},
     near::Cached,
-    pending::journal::Coverage,
+    pending::coverage::Coverage,
     remote::{Budget, Lease, Remote, breaks_connection},
     sync::Arc,
     target::Target,
     value::{
         codec::CacheValue,
-        envelope::{self, HEAD, Head, Stamp},
+        envelope::{HEAD, Head, Stamp},
     },
 };
 
@@ -48,8 +48,7 @@ pub(crate) fn encode<T: CacheValue>(
         entry: rand::random(),
         codec,
         negative: value.is_none(),
-        version: target.version,
-        identity: envelope::identity::<T>(target.key.as_str(), target.binding.origin.seed()),
+        purpose: target.purpose::<T>(),
         cost,
         stamp: Stamp::new(remote.server_now_ms(), ttl),
     };

@@ -85,6 +85,7 @@ impl Scoped {
             binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none().with_version(keyspace.version()) },
             profile: *keyspace.profile(),
             version: keyspace.version(),
+            schema: keyspace.schema(),
             codec: keyspace.codec(),
             strict: self.strict,
         })

@@ -3,14 +3,14 @@
 //! `<root>:tenant:<tenant>:<profile>:<identifier>` and `<root>:<profile>:<identifier>`. Segments are
 //! percent-encoded; `~` marks auxiliary keys and the hash that ends a key too long to be kept as it is.
 
-mod argument;
-mod canonical;
 #[cfg(test)]
 mod laws;
+mod argument;
+mod canonical;
 pub(crate) mod pattern;
-pub(crate) mod segment;
 pub(crate) mod tag;
 mod tenant;
+pub(crate) mod segment;
 
 use std::fmt::Write as _;
 

@@ -204,6 +204,7 @@ impl<'c> Call<'c> {
             key: self.key?,
             profile: self.site.profile?,
             version: self.site.version,
+            schema: self.site.schema,
             codec: None,
             strict: false,
         })

@@ -8,10 +8,10 @@
 //! A leading miss looks near twice: before it joins, and once more as the leader. The first look is the caller's own
 //! ([`Target::lookup_near`]), before anything is allocated. The second one has its reason beside it ([`join`]).
 
-pub(crate) mod call;
+mod many;
 pub(crate) mod lead;
 mod look;
-mod many;
+pub(crate) mod call;
 
 use std::future::Future;
 

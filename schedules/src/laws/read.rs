@@ -63,6 +63,7 @@ impl World {
             binding: Binding { type_id: TypeId::of::<u64>(), origin: Origin::none() },
             profile: REPORT,
             version: 0,
+            schema: None,
             codec: None,
             strict: false,
         }
