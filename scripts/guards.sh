@@ -110,7 +110,7 @@ guard "sweep of one pool" $src/remote/wire/send.rs 's/if self\.pool\.is_current\
 guard "pass a wake-up on" $src/flight/mod.rs 's/(pass it on\.\s+)self\.flights\.pass_on\(&self\.flight, state\);/$1drop(state);/' \
     schedules nobody_is_handed_what_was_invalidated_before
 guard "second look of a new leader" $src/read/mod.rs \
-    's/(let Some\(value\) = call\.target\.lookup_near\(\))( else \{ return Ok\(leader\))/$1.filter(|_| false)$2/' \
+    's/(let Some\(value\) = near\(call\.target\))( else \{ return Ok\(leader\))/$1.filter(|_| false)$2/' \
     schedules a_cold_key_is_fetched_once
 guard "touch under the lock of stores" $src/near/mod.rs \
     's/(would be lost to the older one\.\s+)let _writing = self\.writing\(key\);/$1/' \

@@ -55,14 +55,6 @@ pub(crate) enum Verdict<T> {
 }
 
 impl Target<'_> {
-    #[inline]
-    pub(crate) fn lookup_near<T: CacheValue>(&self) -> Option<Cached<T>> {
-        if self.strict && self.state.remote.is_some() {
-            return None;
-        }
-        self.state.lookup_near(&self.key, &self.binding.origin)
-    }
-
     /// Whether a write fence of this process is up.
     pub(crate) fn is_fenced(&self) -> bool {
         self.state.fences.is_up(self.key.as_str(), self.state.clock.now())
@@ -218,7 +210,7 @@ impl Target<'_> {
             value: erase(value),
             origin,
             watch,
-            expires: until[0],
+            fresh_until: until[0],
             sure_until: until[1],
             negative: value.is_none(),
             slot,

@@ -162,30 +162,6 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-/// Gives a valid entry its full TTL again. False when there is none.
-pub(crate) async fn touch(target: &Target<'_>) -> Result<bool, Error> {
-    let state = target.state;
-    if state.is_off() {
-        return Err(closed());
-    }
-    let Some(ttl) = target.fresh_ttl(false) else { return Ok(false) };
-    match &state.remote {
-        Some(_) if target.must_miss() => Ok(false),
-        // A near copy beside Redis keeps its shorter life.
-        Some(remote) => remote.touch(&mut Budget::new(state.options.op_timeout), &target.key, ttl).await,
-        None => {
-            let now = state.clock.now();
-            Ok(state.near.touch(
-                target.key.as_str(),
-                target.key.tags(),
-                &target.binding.origin,
-                now,
-                now.saturating_add(ttl),
-            ))
-        }
-    }
-}
-
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the cache is closed or disabled; only functions and fetches still run")
 }

@@ -97,7 +97,7 @@ impl Scoped {
     /// A key that cannot be used, or Redis cannot be reached in time.
     pub async fn get<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Arc<T>>, Error> {
         let target = self.target(key)?;
-        if let Some(value) = target.lookup_near() {
+        if let Some(value) = read::near(&target) {
             return Ok(value);
         }
         // Boxed: some kilobytes of state that a near hit does not need.
@@ -181,7 +181,7 @@ impl Scoped {
                 return fetch().await.map(Into::into);
             }
         };
-        if let Some(Some(value)) = target.lookup_near() {
+        if let Some(Some(value)) = read::near(&target) {
             return Ok(value);
         }
         // Boxed with the fetch: that is some kilobytes of state, which a near hit does not need and the caller's
@@ -270,7 +270,7 @@ impl Scoped {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn touch<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
-        write::touch(&self.target(key)?).await
+        read::touch(&self.target(key)?).await
     }
 
     /// Removes a value: no fetch that began before can bring it back. A key that cannot be used is reported in the log. Cost:

@@ -73,7 +73,7 @@ impl<'c> Call<'c> {
         if self.site.profile.is_err() || self.refused.is_some() {
             return None;
         }
-        let value = state.lookup_near::<S::Value>(self.key.as_ref().ok()?, &self.site.origin())?;
+        let value = read::near_by_key::<S::Value>(state, self.key.as_ref().ok()?, &self.site.origin())?;
         shape.join(value)
     }
 
@@ -138,7 +138,7 @@ impl<'c> Call<'c> {
     pub async fn peek<R, S: Shape<R>>(self, shape: S) -> Option<R> {
         let cache = self.cache;
         let target = self.target_or_bypass::<S::Value>()?;
-        if let Some(value) = target.lookup_near() {
+        if let Some(value) = read::near(&target) {
             return shape.join(value);
         }
         match read::get(&target).await {
