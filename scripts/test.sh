@@ -2,7 +2,10 @@
 # Runs every test and doc test, and builds the examples.
 #
 #   scripts/test.sh                        everything
-#   scripts/test.sh --test coherence       arguments go to `cargo test`
+#   scripts/test.sh --times 10             everything, ten times in a row, each with another seed and one core kept busy
+#   scripts/test.sh --test coherence       other arguments go to `cargo test`
+#
+# Stops at the first run that fails, and prints its seed.
 #
 # The tests start their own redis-server on free ports. Where the program is missing this script installs it: through
 # apt-get on Debian and Ubuntu (with sudo unless root), through brew on macOS.
@@ -69,20 +72,58 @@ say "redis-server $version"
 # The tests use the servers they start themselves, whatever the environment names.
 unset REDIS_URL REDISRS_SERVER_BIN REDISRS_SERVER_TYPE
 
-output=$(mktemp)
-trap 'rm -f "$output"' EXIT
-status=0
-cargo test --workspace --all-features --no-fail-fast "$@" | tee "$output" || status=$?
-
-# One line over all test binaries. An ignored test is a skipped one, and nothing here may be skipped unnoticed.
-totals=$(awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
-    END { printf "%d passed, %d failed, %d skipped", passed, failed, ignored }' "$output")
-printf '\n%s\n' "$totals"
-[ "$status" -eq 0 ] || exit "$status"
-if [ $# -eq 0 ]; then
-    case $totals in
-        "0 passed"*) fail "no test ran" ;;
-        *", 0 skipped") ;;
-        *) fail "some tests are marked #[ignore] or \`\`\`ignore: say how they can run, or remove them" ;;
-    esac
+times=1
+if [ "${1:-}" = --times ]; then
+    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "--times needs a number of runs, such as 10"
+    times=$2
+    shift 2
 fi
+
+output=$(mktemp)
+busy=""
+cleanup() {
+    rm -f "$output"
+    [ -z "$busy" ] || kill "$busy" 2>/dev/null || true
+}
+trap cleanup EXIT
+
+# Runs everything once. What is random in the tests follows from the seed; how threads interleave does not.
+run() {
+    local seed=$1 status=0 totals again
+    shift
+    export PROPTEST_RNG_SEED=$seed SHUTTLE_RANDOM_SEED=$seed
+    again="PROPTEST_RNG_SEED=$seed SHUTTLE_RANDOM_SEED=$seed"
+    # Alone, the histories run the seeds they name themselves.
+    if [ "$times" -gt 1 ]; then
+        export CACHE_SEED=$seed
+        again="$again CACHE_SEED=$seed"
+    fi
+    cargo test --workspace --all-features --no-fail-fast "$@" | tee "$output" || status=$?
+
+    # One line over all test binaries. An ignored test is a skipped one, and nothing here may be skipped unnoticed.
+    totals=$(awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+        END { printf "%d passed, %d failed, %d skipped", passed, failed, ignored }' "$output")
+    printf '\n%s\n' "$totals"
+    if [ "$status" -ne 0 ]; then
+        say "failed with seed $seed; again: $again cargo test --workspace --all-features"
+        exit "$status"
+    fi
+    if [ $# -eq 0 ]; then
+        case $totals in
+            "0 passed"*) fail "no test ran" ;;
+            *", 0 skipped") ;;
+            *) fail "some tests are marked #[ignore] or \`\`\`ignore: say how they can run, or remove them" ;;
+        esac
+    fi
+}
+
+if [ "$times" -gt 1 ]; then
+    cargo test --workspace --all-features --no-run
+    # One core has other work to do, as on a machine that serves.
+    while :; do :; done &
+    busy=$!
+fi
+for ((turn = 1; turn <= times; turn++)); do
+    run "${SEED:-$((RANDOM * 32768 + RANDOM))}" "$@"
+    [ "$times" -eq 1 ] || say "run $turn of $times: green"
+done

@@ -81,9 +81,9 @@ counters! {
     stored,
     /// Fetched values not stored because an invalidation came while they were fetched, or the lease was lost.
     refused,
-    /// Values not stored because they are above `max_value`.
+    /// Values not stored because they are above `max_value`, or without Redis too large for the near tier.
     too_large,
-    /// Values not stored because they could not be serialised.
+    /// Values not stored, or not kept near, because they could not be serialised or are nested too deeply.
     encode_errors,
     /// Entries in Redis that were not usable: truncated, garbage, of another type, key or older version.
     unusable,
@@ -143,7 +143,8 @@ pub struct Stats {
     pub profiles: BTreeMap<String, ProfileStats>,
     /// Entries in the near tier, expired ones that were not looked at since included.
     pub near_entries: u64,
-    /// Weight of the near tier in bytes: encoded length of the values, their keys and a constant per entry.
+    /// Weight of the near tier in bytes: the memory that values take, as [`Builder::near_bytes`](crate::Builder::near_bytes)
+    /// says, their keys and a constant per entry.
     pub near_bytes: u64,
 }
 

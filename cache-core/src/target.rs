@@ -15,8 +15,9 @@ use crate::{
     value::{
         TtlProfile,
         codec::{CacheValue, Codec, encoded_len},
-        envelope::{self, Rejected},
+        envelope::{self, Purpose, Rejected},
         jitter::jittered,
+        schema::schema,
     },
 };
 
@@ -34,6 +35,8 @@ pub(crate) struct Target<'a> {
     pub(crate) binding: Binding,
     pub(crate) profile: TtlProfile,
     pub(crate) version: u32,
+    /// The name of the type's schema, where it was given one.
+    pub(crate) schema: Option<&'static str>,
     pub(crate) codec: Option<Codec>,
     /// Beside Redis, whether the near tier is passed by.
     pub(crate) strict: bool,
@@ -83,6 +86,11 @@ impl Target<'_> {
         self.codec.unwrap_or(self.state.options.codec)
     }
 
+    /// What an entry with a value of this type is written for.
+    pub(crate) fn purpose<T: CacheValue>(&self) -> Purpose {
+        Purpose::new(self.key.as_str(), self.binding.origin.seed(), self.version, schema::<T>(self.schema))
+    }
+
     /// The life of a new entry, jittered; `None` for a `None` that is not to be cached.
     pub(crate) fn fresh_ttl(&self, negative: bool) -> Option<Duration> {
         let ttl = if negative {
@@ -104,14 +112,13 @@ impl Target<'_> {
         if self.state.journal.doubts(&self.key, asked_at) {
             return Verdict::Miss { seen: None };
         }
-        let identity = envelope::identity::<T>(self.key.as_str(), self.binding.origin.seed());
         let unusable = |count: bool| {
             if count {
                 counters.unusable.increment();
             }
             Verdict::Miss { seen: Some(bytes.get(..envelope::SEEN).unwrap_or(bytes).to_vec()) }
         };
-        let opened = match envelope::open(bytes, &identity, self.version, &read.generations) {
+        let opened = match envelope::open(bytes, &self.purpose::<T>(), &read.generations) {
             Ok(opened) => opened,
             Err(Rejected::Newer) => {
                 counters.newer_version.increment();
@@ -128,7 +135,10 @@ impl Target<'_> {
         let server_now = self.state.remote.as_ref().map_or(0, |remote| remote.server_now_ms());
         // An entry whose age cannot be told is served, and not kept: a near copy must not outlive it.
         if let Some(left) = opened.stamp.remaining(server_now) {
-            self.keep_confirmed(&value, left, asked_at, watch, slot, opened.payload.len());
+            match value.as_deref().map_or(Ok(0), |value| opened.codec.weigh(value)) {
+                Ok(weight) => self.keep_confirmed(&value, left, asked_at, watch, slot, weight),
+                Err(error) => self.not_stored(slot, &error),
+            }
         }
         Verdict::Hit(value)
     }
@@ -141,12 +151,12 @@ impl Target<'_> {
         asked_at: Instant,
         watch: Watch,
         slot: Slot,
-        len: usize,
+        weight: usize,
     ) {
         let near_ttl = self.profile.near_ttl().unwrap_or(NEAR_TTL).min(left);
         // From before the command was sent: the server began to count after that.
         let expires = asked_at.saturating_add(near_ttl);
-        self.keep(value, [expires, asked_at.saturating_add(UNCONFIRMED)], watch, slot, len);
+        self.keep(value, [expires, asked_at.saturating_add(UNCONFIRMED)], watch, slot, weight);
     }
 
     /// Keeps a value that no command accepted and whose fetch began at `asked_at`: no longer than is safe without
@@ -158,10 +168,10 @@ impl Target<'_> {
         asked_at: Instant,
         watch: Watch,
         slot: Slot,
-        len: usize,
+        weight: usize,
     ) {
         let near_ttl = self.profile.near_ttl().unwrap_or(NEAR_TTL).min(ttl).min(UNCONFIRMED);
-        self.keep(value, [asked_at.saturating_add(near_ttl), Instant::MAX], watch, slot, len);
+        self.keep(value, [asked_at.saturating_add(near_ttl), Instant::MAX], watch, slot, weight);
     }
 
     /// Keeps a value in a cache that has no remote tier. `Err` when its size cannot be told or is too large.
@@ -172,16 +182,36 @@ impl Target<'_> {
         watch: Watch,
         slot: Slot,
     ) -> Result<(), Error> {
-        let len = value.as_deref().map_or(Ok(0), encoded_len)?;
-        self.check_len(len)?;
-        self.keep(value, [self.state.clock.now().saturating_add(ttl), Instant::MAX], watch, slot, len);
-        Ok(())
+        let weight = self.weigh(value)?;
+        if self.keep(value, [self.state.clock.now().saturating_add(ttl), Instant::MAX], watch, slot, weight) {
+            return Ok(());
+        }
+        let message = format!(
+            "a value of profile {} takes {weight} bytes of memory, too much for the near tier; see `Builder::near_bytes`",
+            self.profile.name()
+        );
+        Err(Error::new(ErrorKind::TooLarge, message))
     }
 
-    /// `until`: the end of its life, and until when it needs nobody to vouch for it.
-    fn keep<T: CacheValue>(&self, value: &Cached<T>, until: [Instant; 2], watch: Watch, slot: Slot, len: usize) {
+    /// What a value takes in memory that is kept there alone. `Err` when its size cannot be told or is too large.
+    pub(crate) fn weigh<T: CacheValue>(&self, value: &Cached<T>) -> Result<usize, Error> {
+        let Some(value) = value else { return Ok(0) };
+        let weight = self.codec().weigh(&**value)?;
+        self.check_len(encoded_len(&**value)?)?;
+        Ok(weight)
+    }
+
+    /// `until`: the end of its life, and until when it needs nobody to vouch for it. False if it takes too much memory.
+    fn keep<T: CacheValue>(
+        &self,
+        value: &Cached<T>,
+        until: [Instant; 2],
+        watch: Watch,
+        slot: Slot,
+        weight: usize,
+    ) -> bool {
         if self.state.options.near_bytes == 0 {
-            return;
+            return true;
         }
         let origin = self.binding.origin;
         let entry = Entry {
@@ -193,7 +223,12 @@ impl Target<'_> {
             negative: value.is_none(),
             slot,
         };
-        self.state.near.insert(self.key.scope(), self.key.as_str(), entry, len);
+        let kept = self.state.near.insert(self.key.scope(), self.key.as_str(), entry, weight);
+        // Closed while the value was fetched: what was stored before the near tier was cleared is gone, the rest is here.
+        if self.state.is_off() {
+            self.state.near.remove(self.key.as_str());
+        }
+        kept
     }
 
     pub(crate) fn check_len(&self, len: usize) -> Result<(), Error> {
@@ -208,14 +243,18 @@ impl Target<'_> {
         Err(Error::new(ErrorKind::TooLarge, message))
     }
 
-    /// Counts and reports why a value was not stored.
+    /// Counts and reports why a value was not stored, where no caller hears of it.
     pub(crate) fn not_stored(&self, slot: Slot, error: &Error) {
+        self.count_not_stored(slot, error);
+        self.state.sink.report("store", error);
+    }
+
+    pub(crate) fn count_not_stored(&self, slot: Slot, error: &Error) {
         let counters = self.state.stats.counters(slot);
         match error.kind() {
             ErrorKind::TooLarge => counters.too_large.increment(),
             ErrorKind::Encode => counters.encode_errors.increment(),
             _ => counters.remote_errors.increment(),
         }
-        self.state.sink.report("store", error);
     }
 }

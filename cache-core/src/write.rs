@@ -6,13 +6,13 @@ use crate::{
     error::{Error, ErrorKind},
     invalidate::{self, resend},
     near::Cached,
-    pending::journal::Coverage,
+    pending::coverage::Coverage,
     remote::{Budget, Lease, Remote, breaks_connection},
     sync::Arc,
     target::Target,
     value::{
         codec::CacheValue,
-        envelope::{self, HEAD, Head, Stamp},
+        envelope::{HEAD, Head, Stamp},
     },
 };
 
@@ -21,12 +21,14 @@ pub(crate) struct Encoded {
     head: [u8; HEAD],
     payload: Vec<u8>,
     pub(crate) ttl: Duration,
+    /// What the value takes in memory.
+    pub(crate) weight: usize,
 }
 
 impl Encoded {
-    /// The length of the encoded value.
-    pub(crate) fn len(&self) -> usize {
-        self.payload.len()
+    /// For a FILL that stores nothing and is answered all the same.
+    pub(crate) fn nothing() -> Self {
+        Self { head: [0; HEAD], payload: Vec::new(), ttl: Duration::ZERO, weight: 0 }
     }
 }
 
@@ -39,19 +41,19 @@ pub(crate) fn encode<T: CacheValue>(
     cost: Duration,
 ) -> Result<Encoded, Error> {
     let codec = target.codec();
+    let weight = value.as_deref().map_or(Ok(0), |value| codec.weigh(value))?;
     let payload = value.as_deref().map_or(Ok(Vec::new()), |value| codec.encode(value))?;
     target.check_len(payload.len())?;
     let head = Head {
         entry: rand::random(),
         codec,
         negative: value.is_none(),
-        version: target.version,
-        identity: envelope::identity::<T>(target.key.as_str(), target.binding.origin.seed()),
+        purpose: target.purpose::<T>(),
         cost,
         stamp: Stamp::new(remote.server_now_ms(), ttl),
     };
     let head = head.to_bytes(target.key.generation_count(), &payload);
-    Ok(Encoded { head, payload, ttl })
+    Ok(Encoded { head, payload, ttl, weight })
 }
 
 /// FILL in a task of its own, so that a finished fetch is stored even when the call that ran it is dropped.
@@ -65,7 +67,7 @@ pub(crate) async fn fill(
 ) -> Result<bool, Error> {
     let remote = remote.clone();
     let filled = tokio::spawn(async move {
-        let Encoded { head, payload, ttl } = &value;
+        let Encoded { head, payload, ttl, .. } = &value;
         let filled = remote.fill(&mut Budget::new(op_timeout), &lease, head, payload, *ttl).await;
         if filled.is_err() {
             // Redis is full or gone; whoever waits must not wait for the whole lease.
@@ -98,11 +100,12 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
             counters.refused.increment();
             return Ok(());
         }
-        target.keep_alone(&value, ttl, watch, slot)?;
+        target.keep_alone(&value, ttl, watch, slot).inspect_err(|error| target.count_not_stored(slot, error))?;
         counters.stored.increment();
         return Ok(());
     };
-    let encoded = encode(target, remote, &value, ttl, Duration::ZERO)?;
+    let encoded = encode(target, remote, &value, ttl, Duration::ZERO);
+    let encoded = encoded.inspect_err(|error| target.count_not_stored(slot, error))?;
     let mut budget = Budget::new(state.options.op_timeout);
     // Before: a copy read from now on may be older than this value. After: one read meanwhile may be, too. The
     // value itself is not kept near: another process's newer one may have been announced already.
@@ -123,7 +126,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         Ok(true) => counters.stored.increment(),
         Ok(false) => counters.refused.increment(),
         Err(error) => {
-            counters.remote_errors.increment();
+            target.count_not_stored(slot, &error);
             // Refused: the older value must not be read as if nothing had happened.
             resend::later(state, Coverage::Key(Box::new(target.key.clone())));
             return Err(error);

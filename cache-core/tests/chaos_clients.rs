@@ -13,7 +13,7 @@ use std::{
 };
 
 use cache_core::{Cache, ErrorKind, Invalidated, Key, Keyspace, Scoped, Status, TtlProfile};
-use support::Server;
+use support::{Server, until_linked};
 
 const REPORTS: Keyspace<String> = TtlProfile::new("report", Duration::from_secs(60)).of();
 /// Time for a loaded machine: what is waited for comes within milliseconds.
@@ -121,17 +121,7 @@ fn linked(url: String) -> (tokio::runtime::Runtime, impl Future<Output = Scoped>
     let linking = runtime.spawn(async move {
         let cache = Cache::builder().url(&url).min_idle(1).op_timeout(PATIENCE).connect().await.unwrap();
         let scope = cache.tenant("acme").unwrap();
-        let (begun, mut asked_at, mut asked) = (Instant::now(), Instant::now(), None);
-        while asked_at.elapsed() <= BOUND {
-            assert!(begun.elapsed() < PATIENCE, "the link never comes up");
-            scope.try_get_or_fetch(&REPORTS.key("link"), || fetched("v")).await.unwrap();
-            let stats = &cache.stats().profiles["report"];
-            let now = Some((stats.remote_hits, stats.misses));
-            if asked != now {
-                (asked_at, asked) = (Instant::now(), now);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until_linked(&cache).await;
         scope
     });
     (runtime, async { linking.await.unwrap() })

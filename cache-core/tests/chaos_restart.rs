@@ -13,7 +13,7 @@ use std::{
 };
 
 use cache_core::{Cache, ErrorKind, Invalidated, Key, Keyspace, Scoped, Status, TtlProfile};
-use support::{Proxy, Server};
+use support::{Proxy, Server, until_linked};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 const REPORTS: Keyspace<String> = TtlProfile::new("report", Duration::from_secs(60)).of();
@@ -311,17 +311,7 @@ async fn what_was_given_up_while_the_server_hung_undoes_no_later_invalidation() 
 async fn linked(url: &str) -> (Cache, Scoped) {
     let cache = Cache::builder().url(url).op_timeout(Duration::from_secs(2)).min_idle(1).connect().await.unwrap();
     let scope = cache.tenant("acme").unwrap();
-    let (begun, mut asked_at, mut asked) = (Instant::now(), Instant::now(), None);
-    while asked_at.elapsed() <= BOUND {
-        assert!(begun.elapsed() < PATIENCE, "the link never comes up");
-        scope.try_get_or_fetch(&REPORTS.key("link"), || fetched("v")).await.unwrap();
-        let stats = &cache.stats().profiles["report"];
-        let now = Some((stats.remote_hits, stats.misses));
-        if asked != now {
-            (asked_at, asked) = (Instant::now(), now);
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_linked(&cache).await;
     (cache, scope)
 }
 

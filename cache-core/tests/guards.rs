@@ -13,7 +13,7 @@ use std::{
 };
 
 use cache_core::{Cache, Keyspace, Scoped, TtlProfile};
-use support::{Fault, Proxy, Server};
+use support::{Fault, Proxy, Server, until_linked};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 const REPORTS: Keyspace<String> = TtlProfile::new("report", Duration::from_secs(60)).of();
@@ -138,20 +138,8 @@ async fn a_refused_value_is_not_handed_to_who_joined_after_its_fetch_began() {
 async fn linked(proxy: &Proxy) -> Scoped {
     let cache =
         Cache::builder().url(proxy.url()).op_timeout(Duration::from_secs(20)).min_idle(1).connect().await.unwrap();
-    let acme = cache.tenant("acme").unwrap();
-    let read =
-        async || acme.try_get_or_fetch(&REPORTS.key("link"), || ready(Ok::<_, ()>("v".to_owned()))).await.unwrap();
-    let begun = Instant::now();
-    loop {
-        read().await;
-        proxy.reset();
-        tokio::time::sleep(Duration::from_millis(3_100)).await;
-        read().await;
-        if proxy.count("MGET") == 0 {
-            return acme;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(20), "the link never comes up");
-    }
+    until_linked(&cache).await;
+    cache.tenant("acme").unwrap()
 }
 
 /// G3, snapshot before send: the old value is read, another process writes, its notice is heard, and then the answer

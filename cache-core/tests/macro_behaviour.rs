@@ -267,7 +267,8 @@ async fn tenants_do_not_share_values() {
 
     let key = named::key("acme", 1).unwrap();
     assert!(key.starts_with("cache:tenant:acme:"), "{key}");
-    assert!(key.ends_with(":named:1"), "the tenant is not part of the identifier: {key}");
+    let identifier = key.rsplit_once(":named@").expect("the function's name").1;
+    assert_eq!(identifier.split(':').nth(1), Some("1"), "the tenant is not part of the identifier: {key}");
     let key = through_field::key(7, &Context { org: 2 }).unwrap();
     assert!(key.starts_with("cache:tenant:2:") && key.ends_with(":7"), "{key}");
     let key = explicit_global::key("acme").unwrap();
@@ -343,7 +344,7 @@ async fn companions_do_what_they_say() {
     async fn load(id: u64, kind: &str) -> Outcome<u32> {
         Ok(RUNS.next())
     }
-    assert_eq!(load::key(1, "a").unwrap(), "cache:companions:load:1:a");
+    assert_eq!(load::key(1, "a").unwrap(), "cache:companions:load@476381:1:a");
     assert_eq!(load::peek(1, "a").await, None);
     assert_eq!(load::ttl(1, "a").await.unwrap(), None);
     assert_eq!(RUNS.count(), 0, "nothing but the function and `refresh` fetches");
@@ -419,7 +420,33 @@ async fn a_ttl_out_of_range_at_run_time_runs_uncached() {
         RUNS.next()
     }
     assert_eq!((load().await, load().await), (1, 2));
-    assert!(load::key().unwrap_err().to_string().contains("TTL"));
+    assert_eq!((load::peek().await, load::refresh().await), (None, 3));
+    assert!(load::ttl().await.unwrap_err().to_string().contains("TTL"));
+    assert!(load::put(7).await.unwrap_err().to_string().contains("TTL"));
+}
+
+/// The key does not depend on it.
+#[tokio::test]
+async fn a_ttl_out_of_range_at_run_time_is_in_the_way_of_no_invalidation() {
+    static RUNS: Runs = Runs::new();
+    static SECONDS: AtomicU32 = AtomicU32::new(60);
+    default_cache();
+
+    #[cached(ttl = Duration::from_secs(SECONDS.load(Ordering::Relaxed).into()), key_prefix = "changing")]
+    async fn load() -> u32 {
+        RUNS.next()
+    }
+    for (removed_by, value) in [("invalidate", 1), ("refresh", 2)] {
+        assert_eq!((load().await, load().await), (value, value));
+        SECONDS.store(0, Ordering::Relaxed);
+        assert!(load::key().unwrap().starts_with("cache:changing:load"));
+        match removed_by {
+            "invalidate" => assert_eq!(load::invalidate().await, Invalidated::Applied),
+            _ => assert_eq!(load::refresh().await, 3),
+        }
+        SECONDS.store(60, Ordering::Relaxed);
+        assert_eq!(load::peek().await, None, "{removed_by} left the older value");
+    }
 }
 
 #[tokio::test]
@@ -435,7 +462,7 @@ async fn a_profile_can_be_adapted() {
     assert!(load::ttl(2).await.unwrap().expect("an entry") > Duration::from_secs(590));
     assert_eq!(load(1).await, None);
     assert_eq!(load::peek(1).await, Some(None));
-    assert_eq!(load::key(2).unwrap(), "cache:report:load:2");
+    assert_eq!(load::key(2).unwrap(), "cache:report:load@f0bff5:2");
 }
 
 #[tokio::test]

@@ -100,6 +100,7 @@ mod redis {
             (Clause::InvalidateDropsLease, &[Key]),
             (Clause::LawA, &[Key]),
             (Clause::LawB, &[Key]),
+            (Clause::NothingIsJudged, &[Key]),
             (Clause::ReleaseComparesToken, &[Key]),
         ] {
             assert!(!HOUSEKEEPING.contains(&clause));

@@ -72,16 +72,15 @@ impl KeyPlan {
     }
 }
 
-/// The function's name, its const parameters, its arguments: a segment each, so that their number is always the same.
+/// Its const parameters and its arguments, behind what the library puts there for the function itself: a segment each, so
+/// that their number is always the same.
 fn from_inputs(model: &Model) -> Vec<Vec<Piece>> {
-    let name = model.item.signature.ident.unraw().to_string();
     let consts =
         model.roles.consts.iter().map(|name| Piece::Value { borrowed: quote!(&#name), blamed: name.to_token_stream() });
     let in_key = model.roles.inputs.iter().filter(|input| input.role == Role::Key);
     let values = in_key
         .map(|input| Piece::Value { borrowed: input.name.to_token_stream(), blamed: input.ty().to_token_stream() });
-    let pieces = std::iter::once(Piece::Text(name)).chain(consts).chain(values);
-    pieces.map(|piece| vec![piece]).collect()
+    consts.chain(values).map(|piece| vec![piece]).collect()
 }
 
 fn from_template(template: &Template, inputs: &[Input]) -> Vec<Vec<Piece>> {
@@ -233,14 +232,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_template_the_key_is_the_name_and_every_argument() {
+    fn without_a_template_every_argument_is_in_the_key() {
         let plan = plan(
             quote!(ttl = 1, skip(db)),
             quote!(
                 async fn r#type<const N: usize>(a: u8, tenant_id: &str, db: &Db, (b, c): (u8, u8)) -> u8 {}
             ),
         );
-        assert_eq!(written(&plan), ["\"type\"", "&N", "a", "__cached_arg3"]);
+        assert_eq!(written(&plan), ["&N", "a", "__cached_arg3"]);
         assert_eq!(plan.key_inputs, [0, 3]);
         assert_eq!(plan.companion_inputs, [0, 1, 3]);
     }

@@ -65,7 +65,7 @@ use proc_macro::TokenStream;
 /// | `ttl = 300`, `"5m"`, `"1h 30m"`, or an expression | life of a value, 1 ms to 400 days: seconds, text, or any `Duration`, computed at each call without the function's arguments | |
 /// | `profile = PATH` | a `TtlProfile` constant: name, TTL and the rest | |
 /// | `key_prefix = "api"` | first segment of the key, and the name in statistics: `[a-z][a-z0-9_.-]*`, at most 64 characters | the module's path |
-/// | `key = "{id}"` | the whole identifier, see below | function name, then arguments |
+/// | `key = "{id}"` | the whole identifier, see below | function name, then arguments, see below |
 /// | `skip(db, log)` | arguments that are not in the key | |
 /// | `tenant = EXPR`, `tenant = global` | whose value it is, as text or integer, from the function's arguments; `global` for nobody's | the argument `tenant_id`, else global |
 /// | `tags = ["plan", ..]` | tags of the value, anything that iterates over text, from the function's arguments; `invalidate_tag` removes all values of the tenant that have one | none |
@@ -73,6 +73,7 @@ use proc_macro::TokenStream;
 /// | `jitter = 0.1`, `"10%"` | largest part of the TTL that is taken off at random | the profile's: 10 % |
 /// | `negative_ttl = 10`, `"10s"` | life of a `None` | `None` is not cached |
 /// | `version = 2` | version of the type: raise it when old entries must not be read | 0 |
+/// | `schema = "report"` | what the value's type is called in stored entries, so that it may be moved or renamed; see `Keyspace::with_schema` | its own name, with its modules |
 /// | `companions = NAME`, `false` | name of the companion type, or none | the function's name |
 /// | `crate = "path"` | where cache-core is, if it was renamed | `::cache_core` |
 ///
@@ -105,8 +106,14 @@ use proc_macro::TokenStream;
 /// }
 /// ```
 ///
-/// Without a template the value is also bound to the function, so that two functions of one prefix never share a
-/// value, and to the types of a generic one.
+/// Without a template the function's name comes first, then a segment for each argument. Functions of one name have keys
+/// of their own: where the prefix is not the path of the module (with `key_prefix` or `profile`), or the function stands
+/// inside another one, a short hash of its path follows the name, as in `cache:api:scan_results@995943:example.com`.
+/// The pattern `api:scan_results@*` covers all of them. Lines and bodies may change; a function that is renamed
+/// or moved has new keys. Two functions of one name in two blocks of one function cannot be told apart: the second to
+/// be called is reported in the log, by name, and runs uncached.
+///
+/// A value without a template is also bound to its function, and to the types of a generic one.
 ///
 /// # Companions
 ///

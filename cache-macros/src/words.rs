@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use proc_macro2::{TokenStream, TokenTree};
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use quote::ToTokens;
 
 /// Every identifier and lifetime (`'a`) in `tokens`.
@@ -19,6 +19,40 @@ pub(crate) fn reads(tokens: impl ToTokens) -> HashSet<String> {
     let mut found = HashSet::new();
     collect(tokens.into_token_stream(), &mut found, &mut |before, word| (before != Some('.')).then_some(word));
     found
+}
+
+/// A hash (FNV-1a) of what tokens say: the same from every compiler, wherever they stand and however they are laid out.
+pub(crate) fn hash(tokens: TokenStream) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    hash_into(tokens, &mut hash);
+    hash
+}
+
+fn hash_into(tokens: TokenStream, hash: &mut u64) {
+    let mut add = |text: &str, end: u8| {
+        for byte in text.bytes().chain([end]) {
+            *hash = (*hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) => {
+                let bracket = match group.delimiter() {
+                    Delimiter::Parenthesis => "(",
+                    Delimiter::Brace => "{",
+                    Delimiter::Bracket => "[",
+                    Delimiter::None => "",
+                };
+                add(bracket, 1);
+                let mut inside = 0;
+                hash_into(group.stream(), &mut inside);
+                add(&inside.to_string(), 2);
+            }
+            TokenTree::Ident(word) => add(&word.to_string(), 3),
+            TokenTree::Punct(punct) => add(&punct.as_char().to_string(), 4),
+            TokenTree::Literal(literal) => add(&literal.to_string(), 5),
+        }
+    }
 }
 
 /// Walks through all groups; `select` is told the punctuation in front of a word (`..` counts as none).
@@ -75,6 +109,18 @@ mod tests {
         assert_eq!(sorted(reads(quote!(ctx.tenant.id(x)))), ["ctx", "x"]);
         assert_eq!(sorted(reads(quote!(0..end))), ["end"]);
         assert_eq!(sorted(reads(quote!(format!("{id}-{0}")))), ["0", "format", "id"]);
+    }
+
+    #[test]
+    fn a_hash_knows_tokens_and_not_their_places() {
+        let (one, two) = ("fn f(a: u8) { a + 1 }", "fn f (\n a: u8 )\n{ a+1 }");
+        let hash = |text: &str| hash(text.parse().unwrap());
+        assert_eq!(hash(one), hash(two));
+        for other in
+            ["fn f(a: u8) { a + 2 }", "fn f(a: u8) { a; +1 }", "fn f(a: u8) { (a + 1) }", "fn f(a: u8, ) { a + 1 }"]
+        {
+            assert_ne!(hash(one), hash(other), "{other}");
+        }
     }
 
     #[test]

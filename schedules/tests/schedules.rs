@@ -35,6 +35,11 @@ fn a_touch_never_brings_anything_back() {
 }
 
 #[test]
+fn a_value_may_ask_when_it_is_dropped() {
+    explore(3_000, laws::near::a_value_may_ask_when_it_is_dropped);
+}
+
+#[test]
 fn no_more_than_the_cap_in_the_order_of_asking() {
     explore(5_000, laws::cap::no_more_than_the_cap_in_the_order_of_asking);
 }

@@ -103,6 +103,15 @@ impl Builder {
     }
 
     /// Sets the size of the near tier in bytes. Defaults to 64 MiB. With 0 nothing is kept in this process.
+    ///
+    /// Counted is the memory that entries take: key, value, and about 270 bytes. What a value takes is estimated from what
+    /// its `Serialize` shows, over the shapes in `benches/tests/memory.rs` within a factor of two of what the allocator
+    /// gives. Not seen are skipped fields, capacity beyond the length, what several values share through an `Arc` (it counts for
+    /// each), and in a collection a small value in its own `Box` and variants that are larger than all that are there.
+    /// Numbers in a `Vec<serde_json::Value>` count as in a `Vec<f64>`.
+    ///
+    /// The largest value that is kept takes 1.2 times [`max_value`](Self::max_value) in memory, or nearly all of the near
+    /// tier where that is less. A larger one is stored in Redis alone, and without Redis not at all.
     pub fn near_bytes(mut self, bytes: u64) -> Self {
         self.options.near_bytes = bytes;
         self

@@ -25,7 +25,8 @@ impl Cache {
 
 /// The process-wide cache, built from the environment on first use. Where the environment is wrong the functions
 /// run uncached, and that is reported: a cache in memory alone would let the processes of a fleet drift apart.
-pub(crate) fn default_cache() -> &'static Cache {
+#[must_use]
+pub fn default_cache() -> &'static Cache {
     DEFAULT.get_or_init(|| {
         Builder::from_env().and_then(Builder::build).unwrap_or_else(|error| {
             tracing::error!(target: "cache_core", "no cache: {error}; annotated functions run uncached");

@@ -8,8 +8,7 @@ use crate::{
     flight::share::Share,
     invalidate::{self, Invalidated},
     key::{FullKey, Prefix, TenantArgument, pattern, prefix, tag::encode_tag},
-    read::{self, many},
-    remote::{Budget, Life},
+    read,
     sync::Arc,
     target::Target,
     value::{
@@ -86,6 +85,7 @@ impl Scoped {
             binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none().with_version(keyspace.version()) },
             profile: *keyspace.profile(),
             version: keyspace.version(),
+            schema: keyspace.schema(),
             codec: keyspace.codec(),
             strict: self.strict,
         })
@@ -101,7 +101,7 @@ impl Scoped {
             return Ok(value);
         }
         // Boxed: some kilobytes of state that a near hit does not need.
-        Ok(Box::pin(async move { read::peek(&target).await }).await?.flatten())
+        Ok(Box::pin(async move { read::get(&target).await }).await?.flatten())
     }
 
     /// The values, in input order, `None` where no tier has one. Cost: at most one round trip for all.
@@ -110,7 +110,7 @@ impl Scoped {
     /// As [`get`](Self::get).
     pub async fn get_many<T: CacheValue>(&self, keys: &[Key<T>]) -> Result<Vec<Option<Arc<T>>>, Error> {
         let targets = keys.iter().map(|key| self.target(key)).collect::<Result<Vec<_>, _>>()?;
-        Ok(many::get_many(&targets).await?.into_iter().map(Option::flatten).collect())
+        Ok(read::get_many(&targets).await?.into_iter().map(Option::flatten).collect())
     }
 
     /// The value: from a tier, from another call that is fetching it, or from `fetch`, whose value is then stored.
@@ -227,12 +227,12 @@ impl Scoped {
         F: Future<Output = Result<I, E>>,
     {
         match keys.iter().map(|key| self.target(key)).collect::<Result<Vec<_>, _>>() {
-            Ok(targets) => many::read_through_many(&targets, keys, fetch).await,
+            Ok(targets) => read::read_through_many(&targets, keys, fetch).await,
             Err(error) => {
                 if let Some(key) = keys.first() {
                     bypass(&self.cache, key.keyspace().profile().name(), &error);
                 }
-                many::fetch_uncached(keys, fetch).await
+                read::fetch_uncached(keys, fetch).await
             }
         }
     }
@@ -260,7 +260,7 @@ impl Scoped {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn ttl<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Duration>, Error> {
-        let life = ttl(&self.target(key)?).await?;
+        let life = read::life(&self.target(key)?).await?;
         Ok(life.filter(|life| !life.negative).map(|life| life.left))
     }
 
@@ -322,7 +322,8 @@ impl Scoped {
     /// text and is the only wildcard. Cost: one round trip where it covers a whole profile (`workflow_def:*`) or
     /// tenant (`*`); else one per thousand keys on the server, which is never blocked.
     ///
-    /// An empty pattern covers nothing and is reported in the log.
+    /// A pattern has at most 512 bytes, percent-encoded. An empty one covers nothing; it and one that is too long are
+    /// reported in the log.
     pub async fn invalidate_pattern(&self, pattern: &str) -> Invalidated {
         match pattern::parse(pattern) {
             Ok(pattern) => invalidate::pattern(&self.cache.state, &self.prefix, pattern).await,
@@ -358,32 +359,14 @@ impl Scoped {
     }
 }
 
-/// What is left of an entry's life.
-pub(crate) async fn ttl(target: &Target<'_>) -> Result<Option<Life>, Error> {
-    let state = target.state;
-    if state.is_off() {
-        return Ok(None);
-    }
-    // Before the look into the journal.
-    let asked_at = state.clock.now();
-    match &state.remote {
-        Some(_) if target.must_miss() => Ok(None),
-        Some(remote) => {
-            let life = remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await?;
-            // As in `Target::accept`: the connection may be one to a server that came back with what it had removed.
-            Ok(life.filter(|_| !state.journal.doubts(&target.key, asked_at)))
-        }
-        None => {
-            let now = state.clock.now();
-            let found = state.near.expiry(target.key.as_str(), target.key.tags(), &target.binding.origin, now);
-            Ok(found.map(|(end, negative)| Life { left: end.since(now), negative }))
-        }
-    }
-}
-
 /// Counts and reports a call that runs uncached.
 pub(crate) fn bypass(cache: &Cache, profile: &str, error: &Error) {
+    count_bypass(cache, profile);
+    cache.state.sink.report(if error.kind() == ErrorKind::InvalidTenant { "tenant" } else { "key" }, error);
+}
+
+/// Counts a call that runs uncached for a reason that was reported.
+pub(crate) fn count_bypass(cache: &Cache, profile: &str) {
     let stats = &cache.state.stats;
     stats.counters(stats.slot(profile)).bypassed.increment();
-    cache.state.sink.report(if error.kind() == ErrorKind::InvalidTenant { "tenant" } else { "key" }, error);
 }

@@ -4,8 +4,17 @@
 //! the leader notes the numbers at which its fetch began and at which the command was sent that accepted the value.
 //! A follower may take the outcome if it joined before either. Who may not goes round again.
 //!
-//! A leader that is dropped, or not polled for a lease period, loses to the next waiter. Nothing here waits for
-//! anything but a follower for its flight, and a dropped follower passes a wake-up on.
+//! A leader that is dropped, that fails with an error which cannot be shared, or that is not polled for most of a lease
+//! period, loses to the next waiter, first come, first served. Nothing here waits for anything but a follower for its
+//! flight, and a dropped follower passes a wake-up on. Wakers run code of the executor, so they are called under no lock.
+//!
+//! How long a follower waits, in lease periods `p`:
+//!
+//! | it waits for | at most |
+//! |---|---|
+//! | a leader that is polled and has not failed | the caller's limit |
+//! | leaders that are not polled, however many take the lead one after the other | `p` in all |
+//! | its turn among calls whose fetches fail | `p` since the first failure |
 
 pub(crate) mod cap;
 pub(crate) mod nesting;
@@ -13,7 +22,7 @@ pub(crate) mod share;
 pub(crate) mod waiters;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     future::Future,
     hash::BuildHasher,
     pin::Pin,
@@ -26,11 +35,18 @@ use rapidhash::fast::RandomState;
 use crate::{
     clock::Instant,
     near::{Erased, Stripes, Watch},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     value::keyspace::Binding,
 };
 
 const SHARDS: usize = 32;
+/// A leader shows that it is alive this often in a lease period.
+pub(crate) const BEATS: u32 = 10;
+/// Silence after which a leader is deposed: four fifths of a lease period. What is left of the period is for the lease
+/// that the silent leader may hold in Redis, and for a successor that is silent too.
+const DEPOSED_AFTER: u32 = 8;
+/// Silence of any further leader that a follower bears after one was deposed: two beats.
+const BORNE_AFTER: u32 = 2;
 
 type Map = HashMap<(Box<str>, Binding), Arc<Flight>, RandomState>;
 
@@ -46,11 +62,11 @@ pub(crate) struct Flights {
 #[derive(Debug)]
 struct Flight {
     key: (Box<str>, Binding),
-    state: Mutex<State>,
+    state: Mutex<Progress>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Progress {
     /// Number of the last event.
     events: u64,
     /// Which leadership is current; a leader of an earlier term is ignored.
@@ -59,13 +75,18 @@ struct State {
     led: bool,
     /// When the leader was last polled.
     polled: Instant,
+    /// For how long leaders that lost their place were silent, all together.
+    silence: Duration,
+    /// When a fetch failed first with an error that cannot be shared.
+    failed: Option<Instant>,
     /// What the leader watches; a bump dooms the flight, and nobody joins it any more.
     watch: Watch,
     fetch_began: Option<u64>,
     outcome: Option<Outcome>,
-    waiters: Vec<Option<Waker>>,
-    /// Places in `waiters` that no follower owns.
-    free: Vec<usize>,
+    /// Followers that wait, by the number each drew when it joined.
+    waiters: BTreeMap<u64, Waker>,
+    /// The number that the next follower draws.
+    next_ticket: u64,
     /// Followers not dropped yet.
     followers: usize,
 }
@@ -75,8 +96,8 @@ struct State {
 pub(crate) enum Ending {
     /// A value, or that there is none.
     Value(Erased),
-    /// The fetch failed; the error where it can be shared.
-    Failed(Option<Erased>),
+    /// The fetch failed, with this error for all who waited.
+    Failed(Erased),
 }
 
 #[derive(Clone, Debug)]
@@ -101,10 +122,20 @@ pub(crate) enum Joined<'f> {
 pub(crate) enum Awaited<'f> {
     /// The outcome, which this follower may take.
     Ending(Ending),
-    /// There is an outcome, but it may be older than this call allows, or its error cannot be shared.
+    /// There is an outcome, but it may be older than this call allows.
     GoAround,
-    /// The leader is gone; this call leads now.
+    /// The leader is gone or has failed; this call leads now.
     Leader(Leader<'f>),
+}
+
+/// What a follower learns that looks after its leader.
+pub(crate) enum Patience<'f> {
+    /// The leader was silent for too long; this call leads now.
+    Leader(Leader<'f>),
+    /// Wait on, and look again after this time.
+    Left(Duration),
+    /// This call has waited for long enough.
+    Over,
 }
 
 impl Flights {
@@ -151,21 +182,25 @@ impl Flights {
                     return Joined::Leader(Leader::new(self, flight.clone(), term));
                 }
                 state.followers += 1;
-                let joined = state.events;
+                state.next_ticket += 1;
+                let (events, ticket, silence) = (state.events, state.next_ticket, state.silence);
                 drop(state);
-                return Joined::Follower(Follower { flights: self, flight: flight.clone(), joined, waiter: None });
+                let flight = flight.clone();
+                return Joined::Follower(Follower { flights: self, flight, events, ticket, silence, joined: now });
             }
         }
-        let state = State {
+        let state = Progress {
             events: 0,
             term: 0,
             led: true,
             polled: now,
+            silence: Duration::ZERO,
+            failed: None,
             watch,
             fetch_began: None,
             outcome: None,
-            waiters: Vec::new(),
-            free: Vec::new(),
+            waiters: BTreeMap::new(),
+            next_ticket: 0,
             followers: 0,
         };
         let flight = Arc::new(Flight { key: key.clone(), state: Mutex::new(state) });
@@ -191,10 +226,11 @@ impl Flights {
     }
 }
 
-impl State {
+impl Progress {
     fn lead(&mut self, watch: Watch, now: Instant) -> u64 {
         self.term += 1;
         self.led = true;
+        self.silence += now.since(self.polled);
         self.polled = now;
         self.watch = watch;
         self.fetch_began = None;
@@ -207,16 +243,9 @@ impl State {
         self.events
     }
 
-    fn wake_one(&mut self) {
-        if let Some(waker) = self.waiters.iter_mut().find_map(Option::take) {
-            waker.wake();
-        }
-    }
-
-    fn wake_all(&mut self) {
-        for waker in self.waiters.iter_mut().filter_map(Option::take) {
-            waker.wake();
-        }
+    /// The follower that has waited longest.
+    fn next_waiter(&mut self) -> Option<Waker> {
+        self.waiters.pop_first().map(|(_, waker)| waker)
     }
 }
 
@@ -267,8 +296,29 @@ impl<'f> Leader<'f> {
         }
     }
 
+    /// Hands over to the next waiter after an error that cannot be shared: it fetches for itself, and for all others.
+    pub(crate) fn fail(&self, now: Instant) {
+        let mut state = self.flight.state.lock();
+        if state.term == self.term {
+            state.failed.get_or_insert(now);
+            state.polled = now;
+        }
+        drop(state);
+        self.hand_over();
+    }
+
+    /// Leaves the lead to the next waiter, if the flight has not ended. What dropping the leader does, too.
+    pub(crate) fn hand_over(&self) {
+        let mut state = self.flight.state.lock();
+        if state.term != self.term || state.outcome.is_some() || !state.led {
+            return;
+        }
+        state.led = false;
+        self.flights.pass_on(&self.flight, state);
+    }
+
     /// Ends the flight. `accepted` is the event at which the command was sent that accepted the value.
-    pub(crate) fn finish(self, ending: Ending, accepted: Option<Event>) {
+    pub(crate) fn finish(&self, ending: Ending, accepted: Option<Event>) {
         if self.flight.state.lock().term == self.term {
             self.close();
         }
@@ -278,7 +328,9 @@ impl<'f> Leader<'f> {
         }
         let fetch_began = state.fetch_began;
         state.outcome = Some(Outcome { ending, fetch_began, accepted: accepted.map(|event| event.0) });
-        state.wake_all();
+        let waiters = std::mem::take(&mut state.waiters);
+        drop(state);
+        waiters.into_values().for_each(Waker::wake);
     }
 }
 
@@ -294,21 +346,24 @@ impl Drop for Leader<'_> {
                 }
             }
         }
-        let mut state = self.flight.state.lock();
-        if state.term != self.term || state.outcome.is_some() {
-            return;
-        }
-        state.led = false;
-        state.wake_one();
-        let abandoned = state.followers == 0;
-        drop(state);
-        if abandoned {
-            self.flights.close_if_abandoned(&self.flight);
-        }
+        self.hand_over();
     }
 }
 
 impl Flights {
+    /// Wakes the next follower of a flight that nobody leads.
+    fn pass_on(&self, flight: &Arc<Flight>, mut state: MutexGuard<'_, Progress>) {
+        let next = state.next_waiter();
+        let is_abandoned = state.followers == 0;
+        drop(state);
+        if let Some(next) = next {
+            next.wake();
+        }
+        if is_abandoned {
+            self.close_if_abandoned(flight);
+        }
+    }
+
     /// Forgets a flight with neither leader nor followers. Checked again under the map's lock, where joining
     /// happens: between the two locks somebody may have come.
     fn close_if_abandoned(&self, flight: &Arc<Flight>) {
@@ -328,8 +383,12 @@ impl Flights {
 pub(crate) struct Follower<'f> {
     flights: &'f Flights,
     flight: Arc<Flight>,
-    joined: u64,
-    waiter: Option<usize>,
+    /// Number of the last event when it joined.
+    events: u64,
+    ticket: u64,
+    /// Silence of the flight's leaders before it joined.
+    silence: Duration,
+    joined: Instant,
 }
 
 impl<'f> Follower<'f> {
@@ -338,46 +397,60 @@ impl<'f> Follower<'f> {
         WaitFor { follower: self, watch, now }
     }
 
-    /// Takes the lead if the leader was not polled for `patience`.
-    pub(crate) fn depose(&mut self, patience: Duration, watch: Watch, now: Instant) -> Result<Leader<'f>, Duration> {
+    /// Looks after the leader, with lease periods of `period`: takes the place of one that is silent for too long. `watch`
+    /// is what this call watches should it lead.
+    ///
+    /// Many followers look at one time, and one of them takes the lead; the others see a leader that was polled just now. If
+    /// that one is silent, too, they have borne enough after two more beats, and do not depose it: what it holds in Redis
+    /// would keep its successor waiting for another period.
+    pub(crate) fn look_after(&mut self, period: Duration, watch: Watch, now: Instant) -> Patience<'f> {
+        let beat = period / BEATS;
         let mut state = self.flight.state.lock();
-        let left = patience.saturating_sub(now.since(state.polled));
-        if state.outcome.is_some() || !left.is_zero() {
-            return Err(left.max(Duration::from_millis(1)));
+        if state.outcome.is_some() {
+            return Patience::Left(Duration::from_millis(1));
         }
-        let term = state.lead(watch, now);
-        Ok(Leader::new(self.flights, self.flight.clone(), term))
+        let silence = now.since(state.polled);
+        if silence >= beat * DEPOSED_AFTER {
+            let term = state.lead(watch, now);
+            // Let go first: counting a leader takes another lock.
+            drop(state);
+            return Patience::Leader(Leader::new(self.flights, self.flight.clone(), term));
+        }
+        let has_borne_one = state.silence.saturating_sub(self.silence) >= beat * (DEPOSED_AFTER - BORNE_AFTER);
+        let borne = beat * if has_borne_one { BORNE_AFTER } else { DEPOSED_AFTER };
+        let turn =
+            state.failed.map_or(Duration::MAX, |failed| period.saturating_sub(now.since(failed.max(self.joined))));
+        let left = borne.saturating_sub(silence).min(turn);
+        if left.is_zero() { Patience::Over } else { Patience::Left(left.max(Duration::from_millis(1))) }
     }
 
     fn poll(&mut self, context: &Context<'_>, watch: Watch, now: &impl Fn() -> Instant) -> Poll<Awaited<'f>> {
+        let waker = context.waker().clone();
         let mut state = self.flight.state.lock();
         if let Some(outcome) = &state.outcome {
             return Poll::Ready(self.judge(outcome));
         }
         if !state.led {
             let term = state.lead(watch, now());
+            drop(state);
             return Poll::Ready(Awaited::Leader(Leader::new(self.flights, self.flight.clone(), term)));
         }
-        let waker = Some(context.waker().clone());
-        let place = self.waiter.or_else(|| state.free.pop()).unwrap_or_else(|| {
-            state.waiters.push(None);
-            state.waiters.len() - 1
-        });
-        state.waiters[place] = waker;
-        self.waiter = Some(place);
+        let replaced = state.waiters.insert(self.ticket, waker);
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 
     /// The hand-out law.
     fn judge(&self, outcome: &Outcome) -> Awaited<'f> {
-        let joined_before = |event: Option<u64>| event.is_some_and(|event| self.joined < event);
+        let joined_before = |event: Option<u64>| event.is_some_and(|event| self.events < event);
         match &outcome.ending {
             // An error is no stale value: sharing it spares a failing upstream.
-            Ending::Failed(Some(_)) => Awaited::Ending(outcome.ending.clone()),
+            Ending::Failed(_) => Awaited::Ending(outcome.ending.clone()),
             Ending::Value(_) if joined_before(outcome.fetch_began) || joined_before(outcome.accepted) => {
                 Awaited::Ending(outcome.ending.clone())
             }
-            Ending::Value(_) | Ending::Failed(None) => Awaited::GoAround,
+            Ending::Value(_) => Awaited::GoAround,
         }
     }
 }
@@ -386,20 +459,14 @@ impl Drop for Follower<'_> {
     fn drop(&mut self) {
         let mut state = self.flight.state.lock();
         state.followers -= 1;
-        if let Some(place) = self.waiter {
-            state.waiters[place] = None;
-            state.free.push(place);
-        }
+        let waker = state.waiters.remove(&self.ticket);
         if state.led || state.outcome.is_some() {
-            return;
+            drop(state);
+        } else {
+            // It may have been this one that was woken to lead: pass it on.
+            self.flights.pass_on(&self.flight, state);
         }
-        // It may have been this one that was woken to lead: pass it on.
-        state.wake_one();
-        let abandoned = state.followers == 0;
-        drop(state);
-        if abandoned {
-            self.flights.close_if_abandoned(&self.flight);
-        }
+        drop(waker);
     }
 }
 
@@ -431,11 +498,12 @@ mod tests {
     struct Fixture {
         flights: Flights,
         stripes: Stripes,
+        begun: Instant,
     }
 
     impl Fixture {
         fn new() -> Self {
-            Self { flights: Flights::new(), stripes: Stripes::new(1 << 16) }
+            Self { flights: Flights::new(), stripes: Stripes::new(1 << 16), begun: Clock::Coarse.now() }
         }
 
         fn watch(&self) -> Watch {
@@ -444,7 +512,7 @@ mod tests {
 
         fn join(&self) -> Joined<'_> {
             let binding = Binding { type_id: TypeId::of::<u8>(), origin: Origin::none() };
-            self.flights.join("key", binding, &self.stripes, self.watch(), Clock::Coarse.now())
+            self.flights.join("key", binding, &self.stripes, self.watch(), self.begun)
         }
 
         fn lead(&self) -> Leader<'_> {
@@ -461,8 +529,17 @@ mod tests {
             }
         }
 
+        fn at(&self, ms: u64) -> Instant {
+            self.begun.saturating_add(Duration::from_millis(ms))
+        }
+
+        /// Looks so many milliseconds after the beginning, with lease periods of five seconds.
+        fn look_after<'f>(&self, follower: &mut Follower<'f>, ms: u64) -> Patience<'f> {
+            follower.look_after(Duration::from_secs(5), self.watch(), self.at(ms))
+        }
+
         fn poll<'f>(&self, follower: &mut Follower<'f>) -> Poll<Awaited<'f>> {
-            follower.poll(&Context::from_waker(Waker::noop()), self.watch(), &|| Clock::Coarse.now())
+            follower.poll(&Context::from_waker(Waker::noop()), self.watch(), &|| self.begun)
         }
 
         fn is_empty(&self) -> bool {
@@ -539,7 +616,8 @@ mod tests {
         let fixture = Fixture::new();
         let old = fixture.lead();
         let mut follower = fixture.follow();
-        let new = follower.depose(Duration::ZERO, fixture.watch(), Clock::Coarse.now()).unwrap();
+        let new = fixture.look_after(&mut follower, 4_000);
+        let Patience::Leader(new) = new else { panic!("not deposed") };
         let mut later = fixture.follow();
         old.finish(value(), None);
         assert!(fixture.poll(&mut later).is_pending());
@@ -548,8 +626,9 @@ mod tests {
         assert!(takes(&fixture.poll(&mut later)));
     }
 
+    /// Wakers are kept for followers that wait, and for no others.
     #[test]
-    fn places_of_waiters_are_used_again() {
+    fn a_dropped_follower_leaves_nothing_behind() {
         let fixture = Fixture::new();
         let _leader = fixture.lead();
         for _ in 0..100 {
@@ -559,5 +638,72 @@ mod tests {
         let mut follower = fixture.follow();
         assert!(fixture.poll(&mut follower).is_pending());
         assert_eq!(follower.flight.state.lock().waiters.len(), 1);
+    }
+
+    // 1. The leader is parked.
+    // 2. Three followers are polled once a period only. The one that takes the lead is parked, too.
+    // 3. A live follower has waited for one period in all when it goes on alone.
+    #[test]
+    fn however_many_leaders_are_parked_a_follower_waits_for_one_period_in_all() {
+        let fixture = Fixture::new();
+        let _parked = fixture.lead();
+        let (mut first, mut second, mut live) = (fixture.follow(), fixture.follow(), fixture.follow());
+        let Patience::Leader(_also_parked) = fixture.look_after(&mut first, 4_000) else { panic!("not deposed") };
+        let Patience::Left(left) = fixture.look_after(&mut live, 4_001) else { panic!("one looked just before") };
+        assert!(left <= Duration::from_millis(1_000), "{left:?}");
+        assert!(matches!(fixture.look_after(&mut second, 4_999), Patience::Left(_)));
+        assert!(matches!(fixture.look_after(&mut live, 5_001), Patience::Over));
+    }
+
+    /// The herd behind a parked leader waits for the one of them that took its place, however long that fetches.
+    #[test]
+    fn a_successor_that_is_alive_is_waited_for() {
+        let fixture = Fixture::new();
+        let _parked = fixture.lead();
+        let (mut first, mut second) = (fixture.follow(), fixture.follow());
+        let Patience::Leader(leader) = fixture.look_after(&mut first, 4_000) else { panic!("not deposed") };
+        for beat in (4_500..60_000).step_by(500) {
+            leader.polled(fixture.at(beat));
+            assert!(matches!(fixture.look_after(&mut second, beat + 499), Patience::Left(_)), "{beat}");
+        }
+    }
+
+    #[test]
+    fn after_an_error_that_cannot_be_shared_calls_take_turns_for_one_period() {
+        let fixture = Fixture::new();
+        let leader = fixture.lead();
+        let (mut first, mut second, mut third) = (fixture.follow(), fixture.follow(), fixture.follow());
+        for follower in [&mut first, &mut second, &mut third] {
+            assert!(fixture.poll(follower).is_pending());
+        }
+        leader.fail(fixture.at(10_000));
+        let Poll::Ready(Awaited::Leader(leader)) = fixture.poll(&mut first) else { panic!("nobody's turn") };
+        assert!(fixture.poll(&mut second).is_pending(), "one at a time");
+        leader.polled(fixture.at(13_000));
+        assert!(matches!(fixture.look_after(&mut third, 14_999), Patience::Left(_)));
+        leader.polled(fixture.at(15_000));
+        assert!(matches!(fixture.look_after(&mut third, 15_000), Patience::Over));
+        let mut late = fixture.follow();
+        assert!(matches!(fixture.look_after(&mut late, 15_000), Patience::Over | Patience::Left(_)));
+        leader.finish(value(), None);
+    }
+
+    /// Each of them may be the one that was woken to lead, and passes that on.
+    #[test]
+    fn many_followers_of_a_lost_leader_are_dropped_in_linear_time() {
+        let dropping = |count: usize| {
+            let fixture = Fixture::new();
+            let leader = fixture.lead();
+            let mut followers: Vec<_> = (0..count).map(|_| fixture.follow()).collect();
+            assert!(followers.iter_mut().all(|follower| fixture.poll(follower).is_pending()));
+            drop(leader);
+            let begun = std::time::Instant::now();
+            drop(followers);
+            begun.elapsed()
+        };
+        // Eight times as many; what is quadratic takes 64 times as long. The shortest of some, as the machine does other work.
+        let shortest = |count| (0..7).map(|_| dropping(count)).min().unwrap_or_default().as_secs_f64();
+        let ratio = shortest(40_000) / shortest(5_000);
+        assert!(ratio < 32.0, "{ratio}");
     }
 }

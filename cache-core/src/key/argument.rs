@@ -1,10 +1,16 @@
 //! From arguments to the identifier of a key: readable, canonical and injective.
 
-use std::{borrow::Cow, fmt, rc::Rc, sync::Arc};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{Hash, Hasher},
+    rc::Rc,
+    sync::Arc,
+};
 
 use arrayvec::ArrayString;
 
-use super::{MAX_PLAIN, canonical, segment::encode};
+use super::{MAX_DEPTH, MAX_PLAIN, canonical, segment::encode, too_deep};
 use crate::error::{Error, ErrorKind};
 
 /// A value with a canonical, readable form in a key.
@@ -25,21 +31,20 @@ use crate::error::{Error, ErrorKind};
 /// }
 /// ```
 ///
-/// Two values that differ must write different text, and equal values the same text in every process.
+/// Two values that differ must write different text, and equal values the same text in every process. One that
+/// delegates to the value inside, as above, is right wherever it stands: in an `Option`, a tuple or a slice.
+///
+/// An identifier may be of any length; one that makes the key longer than 200 bytes is hashed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be part of a cache key",
     label = "neither a `KeyArgument` nor `Serialize`",
     note = "implement `cache_core::KeyArgument` or `serde::Serialize` for it, or leave it out with `skip(..)`"
 )]
 pub trait KeyArgument {
-    /// Whether the text of some value of this type starts with the marker that `Option` uses for `None`.
-    #[doc(hidden)]
-    const MARKED: bool = false;
-
     /// Appends the canonical form of `self` to the identifier.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidKey`] for a value with no canonical form, for instance a NaN.
+    /// [`ErrorKind::InvalidKey`] for a value with no canonical form: a NaN, one that nests deeper than 128 levels.
     fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error>;
 }
 
@@ -48,16 +53,26 @@ pub trait KeyArgument {
 pub struct KeyWriter {
     /// The identifier, or its head once it is longer than that.
     head: ArrayString<MAX_PLAIN>,
-    /// Hash of the whole identifier once it is longer than `head` holds.
-    overflow: Option<Box<blake3::Hasher>>,
+    /// The whole identifier once it is longer than `head` holds.
+    overflow: Option<Box<Overflow>>,
+    /// Values around the one that is written.
     depth: u8,
     started: bool,
+    /// Where the value of the `Some` that was begun last begins.
+    some_at: usize,
+}
+
+/// An identifier too long to be kept.
+#[derive(Clone, Debug)]
+struct Overflow {
+    hasher: blake3::Hasher,
+    length: usize,
 }
 
 impl KeyWriter {
     #[inline]
     pub(crate) fn new() -> Self {
-        Self { head: ArrayString::new_const(), overflow: None, depth: 0, started: false }
+        Self { head: ArrayString::new_const(), overflow: None, depth: 0, started: false, some_at: usize::MAX }
     }
 
     /// Begins the next segment; all but the first are preceded by `:`.
@@ -94,8 +109,12 @@ impl KeyWriter {
         &self.head
     }
 
-    pub(crate) fn hash(&self) -> blake3::Hash {
-        self.overflow.as_ref().map_or_else(|| blake3::hash(self.head.as_bytes()), |hasher| hasher.finalize())
+    /// Hash of the whole identifier.
+    pub(crate) fn digest(&self) -> blake3::Hash {
+        match &self.overflow {
+            Some(whole) => whole.hasher.finalize(),
+            None => blake3::hash(self.head.as_bytes()),
+        }
     }
 
     /// Whether no segment, or only an empty first one, was written.
@@ -114,29 +133,46 @@ impl KeyWriter {
     #[cold]
     fn push_long(&mut self, text: &str) {
         let head = &mut self.head;
-        let hasher = self.overflow.get_or_insert_with(|| {
-            let mut hasher = Box::new(blake3::Hasher::new());
+        let whole = self.overflow.get_or_insert_with(|| {
+            let mut hasher = blake3::Hasher::new();
             hasher.update(head.as_bytes());
-            hasher
+            Box::new(Overflow { hasher, length: head.len() })
         });
-        hasher.update(text.as_bytes());
+        whole.hasher.update(text.as_bytes());
+        whole.length += text.len();
         // The alphabet is ASCII, so every cut is a character boundary.
         let _ = head.try_push_str(&text[..head.remaining_capacity().min(text.len())]);
     }
 
-    /// Writes the elements of a tuple: own segments at the top, one segment with `|` inside another value.
-    fn tuple(&mut self, elements: &[&dyn WriteElement]) -> Result<(), Error> {
+    /// How much was written.
+    fn position(&self) -> usize {
+        self.overflow.as_ref().map_or(self.head.len(), |whole| whole.length)
+    }
+
+    /// Writes a value inside another.
+    fn nested(&mut self, write: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
+        if self.depth == MAX_DEPTH {
+            return Err(too_deep());
+        }
         self.depth += 1;
-        let written = elements.iter().enumerate().try_for_each(|(index, element)| {
-            if self.depth > 1 && index > 0 {
-                self.push("|");
-            } else if self.depth == 1 && index > 0 {
-                self.segment();
-            }
-            element.write(self)
-        });
+        let written = write(self);
         self.depth -= 1;
         written
+    }
+
+    /// Writes the elements of a tuple: own segments at the top, one segment with `|` inside another value.
+    fn tuple(&mut self, elements: &[&dyn KeyArgument]) -> Result<(), Error> {
+        let is_top = self.depth == 0;
+        self.nested(|writer| {
+            elements.iter().enumerate().try_for_each(|(index, element)| {
+                match (index, is_top) {
+                    (0, _) => {}
+                    (_, true) => writer.segment(),
+                    (_, false) => writer.push("|"),
+                }
+                element.write_key(writer)
+            })
+        })
     }
 }
 
@@ -145,8 +181,20 @@ impl PartialEq for KeyWriter {
     fn eq(&self, other: &Self) -> bool {
         match (self.plain(), other.plain()) {
             (Some(mine), Some(theirs)) => mine == theirs,
-            (None, None) => self.hash() == other.hash(),
+            (None, None) => self.digest() == other.digest(),
             _ => false,
+        }
+    }
+}
+
+impl Eq for KeyWriter {}
+
+/// Of the whole identifier: those with one long head in common would share a hash of the head.
+impl Hash for KeyWriter {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self.plain() {
+            Some(plain) => plain.hash(state),
+            None => self.digest().as_bytes().hash(state),
         }
     }
 }
@@ -155,17 +203,6 @@ impl fmt::Write for KeyWriter {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.literal(text);
         Ok(())
-    }
-}
-
-/// `KeyArgument` without its constant, which makes it usable as an object.
-trait WriteElement {
-    fn write(&self, writer: &mut KeyWriter) -> Result<(), Error>;
-}
-
-impl<T: KeyArgument + ?Sized> WriteElement for T {
-    fn write(&self, writer: &mut KeyWriter) -> Result<(), Error> {
-        self.write_key(writer)
     }
 }
 
@@ -209,21 +246,24 @@ impl KeyArgument for char {
     }
 }
 
-/// `None` is `!`. `Some(x)` is `x`, after `!+` where the text of `x` could itself start with `!`.
+/// `None` is `!`. `Some(x)` is `x`, after `!+` where `x` begins with an `Option` itself.
+///
+/// That is seen by position, whatever types stand between the two: a newtype has nothing to pass on.
 impl<T: KeyArgument> KeyArgument for Option<T> {
-    const MARKED: bool = true;
-
     fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
+        if writer.some_at == writer.position() {
+            writer.push("!+");
+        }
         match self {
-            None => writer.push("!"),
+            None => {
+                writer.push("!");
+                Ok(())
+            }
             Some(value) => {
-                if T::MARKED {
-                    writer.push("!+");
-                }
-                return nested(writer, value);
+                writer.some_at = writer.position();
+                writer.nested(|writer| value.write_key(writer))
             }
         }
-        Ok(())
     }
 }
 
@@ -232,26 +272,18 @@ impl<T: KeyArgument> KeyArgument for [T] {
     fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
         writer.push("#");
         writer.push(itoa::Buffer::new().format(self.len()));
-        self.iter().try_for_each(|element| {
-            writer.push("|");
-            nested(writer, element)
+        writer.nested(|writer| {
+            self.iter().try_for_each(|element| {
+                writer.push("|");
+                element.write_key(writer)
+            })
         })
     }
-}
-
-/// A tuple inside another value is one segment.
-fn nested<T: KeyArgument + ?Sized>(writer: &mut KeyWriter, value: &T) -> Result<(), Error> {
-    writer.depth += 1;
-    let written = value.write_key(writer);
-    writer.depth -= 1;
-    written
 }
 
 macro_rules! deref {
     ($([$($generics:tt)*] $pointer:ty => $target:ty),* $(,)?) => {$(
         impl<$($generics)*> KeyArgument for $pointer {
-            const MARKED: bool = <$target as KeyArgument>::MARKED;
-
             #[inline]
             fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
                 <$target as KeyArgument>::write_key(self, writer)
@@ -273,15 +305,11 @@ deref! {
 macro_rules! tuples {
     ($(($($name:ident . $index:tt),+))*) => {$(
         impl<$($name: KeyArgument),+> KeyArgument for ($($name,)+) {
-            // Its text starts with that of its first element.
-            const MARKED: bool = tuples!(@first $($name),+);
-
             fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
                 writer.tuple(&[$(&self.$index),+])
             }
         }
     )*};
-    (@first $first:ident $(, $rest:ident)*) => { $first::MARKED };
 }
 tuples! {
     (A.0)
@@ -292,9 +320,11 @@ tuples! {
     (A.0, B.1, C.2, D.3, E.4, F.5)
 }
 
-/// A `Serialize` value as a key argument, in canonical form: maps sorted, floats by bits, NaN refused.
+/// A `Serialize` value as a key argument, in canonical form: maps sorted, floats by bits. A NaN, and what nests deeper
+/// than 128 levels, are refused.
 ///
-/// The order of a set is its iteration order: give a sorted one.
+/// The order of a set is its iteration order: give a sorted one. Values that a type serialises alike, such as two
+/// variants of an untagged enum that hold the same number, have one form.
 ///
 /// ```
 /// use cache_core::{Canonical, TtlProfile, Keyspace};
@@ -314,5 +344,68 @@ impl<T: serde::Serialize + ?Sized> KeyArgument for Canonical<'_, T> {
     fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
         writer.literal(&canonical::to_text(self.0)?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(value: impl KeyArgument) -> Result<String, Error> {
+        let mut writer = KeyWriter::new();
+        writer.segment();
+        value.write_key(&mut writer)?;
+        Ok(writer.plain().unwrap().to_owned())
+    }
+
+    /// As the docs of `KeyArgument` show.
+    struct Newtype<T>(T);
+    impl<T: KeyArgument> KeyArgument for Newtype<T> {
+        fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
+            self.0.write_key(writer)
+        }
+    }
+
+    #[test]
+    fn a_newtype_around_an_option_keeps_none_apart() {
+        let texts = [None, Some(Newtype(None)), Some(Newtype(Some(1)))].map(|value| text(value).unwrap());
+        assert_eq!(texts, ["!", "!+!", "!+1"]);
+        // With and without the newtype alike.
+        assert_eq!(text(Some(Newtype(Some(1)))).unwrap(), text(Some(Some(1))).unwrap());
+        assert_eq!(text((Newtype(None::<u8>), 1)).unwrap(), text((None::<u8>, 1)).unwrap());
+    }
+
+    /// The marker is placed by position, which goes on where the text is only hashed.
+    #[test]
+    fn a_long_identifier_keeps_none_apart() {
+        let long = "x".repeat(500);
+        let written = |inner: Option<Newtype<Option<u8>>>| {
+            let mut writer = KeyWriter::new();
+            (long.as_str(), inner).write_key(&mut writer).unwrap();
+            writer
+        };
+        assert!(written(None) != written(Some(Newtype(None))));
+        assert!(written(Some(Newtype(None))) != written(Some(Newtype(Some(1)))));
+        assert!(written(Some(Newtype(None))) == written(Some(Newtype(None))));
+    }
+
+    #[test]
+    fn what_nests_without_end_is_refused() {
+        struct List;
+        impl KeyArgument for List {
+            fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
+                [Self].write_key(writer)
+            }
+        }
+        struct Options;
+        impl KeyArgument for Options {
+            fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
+                Some(self).write_key(writer)
+            }
+        }
+        for error in [text(List).unwrap_err(), text(Options).unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::InvalidKey);
+            assert!(error.to_string().contains("128 levels"), "{error}");
+        }
     }
 }

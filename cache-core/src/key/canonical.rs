@@ -2,42 +2,64 @@
 //!
 //! Scalars carry their kind, text its length, and collections their brackets, so that no two values of one type
 //! share a text. Maps are sorted by their keys' texts. Floats are written by their bits, and NaN is refused: it
-//! equals nothing, itself included.
+//! equals nothing, itself included. What nests too deep is refused: each level takes room on the stack.
+//!
+//! What a type's own `Serialize` does not tell apart has one text: the variants of an untagged enum that hold the same,
+//! `Some(x)` beside `x` where a type writes both alike, a field that is skipped.
 
 use std::fmt::{Display, Write as _};
 
 use serde::ser::{self, Serialize, Serializer};
 
+use super::{MAX_DEPTH, too_deep};
 use crate::error::{Error, ErrorKind};
 
 pub(super) fn to_text<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
     let mut text = String::new();
-    value.serialize(Writer { text: &mut text }).map_err(|refusal| Error::new(ErrorKind::InvalidKey, refusal.0))?;
+    value.serialize(Writer { text: &mut text, depth: 0 }).map_err(|refusal| match refusal {
+        Refusal::TooDeep => too_deep(),
+        Refusal::NotANumber => {
+            Error::new(ErrorKind::InvalidKey, "a key argument is NaN, which equals nothing; give a number, or skip it")
+        }
+        Refusal::Custom => Error::new(ErrorKind::InvalidKey, "a key argument's Serialize failed; skip it, or mend it"),
+    })?;
     Ok(text)
 }
 
 #[derive(Debug)]
-struct Refusal(String);
+enum Refusal {
+    NotANumber,
+    TooDeep,
+    /// Without the reason: a type's own message may quote the value.
+    Custom,
+}
 
 impl Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str("no canonical text")
     }
 }
 
 impl std::error::Error for Refusal {}
 
 impl ser::Error for Refusal {
-    fn custom<T: Display>(message: T) -> Self {
-        Self(format!("a key argument refused to be serialised: {message}"))
+    fn custom<T: Display>(_: T) -> Self {
+        Self::Custom
     }
 }
 
 struct Writer<'a> {
     text: &'a mut String,
+    /// Values around this one.
+    depth: u8,
 }
 
 impl<'a> Writer<'a> {
+    /// The writer of a value inside one at `depth`.
+    fn inside(text: &'a mut String, depth: u8) -> Result<Self, Refusal> {
+        if depth < MAX_DEPTH { Ok(Self { text, depth: depth + 1 }) } else { Err(Refusal::TooDeep) }
+    }
+
     fn scalar(self, value: impl Display) -> Result<(), Refusal> {
         let _ = write!(self.text, "{value}");
         Ok(())
@@ -45,7 +67,7 @@ impl<'a> Writer<'a> {
 
     fn float(self, kind: char, value: f64, bits: u64) -> Result<(), Refusal> {
         if value.is_nan() {
-            return Err(Refusal("a key argument is NaN, which equals nothing; give a number, or skip it".to_owned()));
+            return Err(Refusal::NotANumber);
         }
         let _ = write!(self.text, "{kind}{bits:x}");
         Ok(())
@@ -53,7 +75,8 @@ impl<'a> Writer<'a> {
 
     fn open(self, bracket: char, close: char) -> Compound<'a> {
         self.text.push(bracket);
-        Compound { text: self.text, close, first: true, entries: Vec::new(), key: String::new() }
+        let Self { text, depth } = self;
+        Compound { text, depth, close, first: true, entries: Vec::new(), key: String::new() }
     }
 
     fn variant(self, name: &str) -> Self {
@@ -65,6 +88,7 @@ impl<'a> Writer<'a> {
 /// A collection under way. Map entries are kept until the end, to be sorted.
 struct Compound<'a> {
     text: &'a mut String,
+    depth: u8,
     close: char,
     first: bool,
     entries: Vec<(String, String)>,
@@ -72,14 +96,26 @@ struct Compound<'a> {
 }
 
 impl Compound<'_> {
-    fn element<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<(), Refusal> {
+    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
+        self.comma();
+        value.serialize(Writer::inside(self.text, self.depth)?)
+    }
+
+    fn field<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<(), Refusal> {
+        self.comma();
+        // A renamed field may be called anything.
+        let is_plain = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
+        let _ = match is_plain && !name.starts_with(|c: char| c.is_numeric() || c == '-') && !name.is_empty() {
+            true => write!(self.text, "{name}="),
+            false => write!(self.text, "{}'{name}=", name.len()),
+        };
+        value.serialize(Writer::inside(self.text, self.depth)?)
+    }
+
+    fn comma(&mut self) {
         if !std::mem::take(&mut self.first) {
             self.text.push(',');
         }
-        if !name.is_empty() {
-            let _ = write!(self.text, "{name}=");
-        }
-        value.serialize(Writer { text: self.text })
     }
 
     fn finish(mut self) -> Result<(), Refusal> {
@@ -157,10 +193,10 @@ impl<'a> Serializer for Writer<'a> {
     }
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Refusal> {
         self.text.push('+');
-        value.serialize(self)
+        value.serialize(Self::inside(self.text, self.depth)?)
     }
     fn serialize_unit(self) -> Result<(), Refusal> {
-        self.scalar("()")
+        self.scalar('.')
     }
     fn serialize_unit_struct(self, _: &'static str) -> Result<(), Refusal> {
         self.serialize_unit()
@@ -170,7 +206,7 @@ impl<'a> Serializer for Writer<'a> {
         Ok(())
     }
     fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), Refusal> {
-        value.serialize(self)
+        value.serialize(Self::inside(self.text, self.depth)?)
     }
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
         self,
@@ -180,7 +216,7 @@ impl<'a> Serializer for Writer<'a> {
         value: &T,
     ) -> Result<(), Refusal> {
         let mut compound = self.variant(variant).open('(', ')');
-        compound.element("", value)?;
+        compound.element(value)?;
         compound.finish()
     }
     fn serialize_seq(self, _: Option<usize>) -> Result<Compound<'a>, Refusal> {
@@ -225,7 +261,7 @@ macro_rules! elements {
             type Error = Refusal;
 
             fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
-                self.element("", value)
+                self.element(value)
             }
             fn end(self) -> Result<(), Refusal> {
                 self.finish()
@@ -247,7 +283,7 @@ macro_rules! fields {
             type Error = Refusal;
 
             fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Refusal> {
-                self.element(name, value)
+                self.field(name, value)
             }
             fn end(self) -> Result<(), Refusal> {
                 self.finish()
@@ -263,11 +299,11 @@ impl ser::SerializeMap for Compound<'_> {
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Refusal> {
         self.key.clear();
-        key.serialize(Writer { text: &mut self.key })
+        key.serialize(Writer::inside(&mut self.key, self.depth)?)
     }
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
         let mut text = String::new();
-        value.serialize(Writer { text: &mut text })?;
+        value.serialize(Writer::inside(&mut text, self.depth)?)?;
         self.entries.push((std::mem::take(&mut self.key), text));
         Ok(())
     }
@@ -323,6 +359,94 @@ mod tests {
             prop_assume!(!a.is_nan() && !b.is_nan());
             prop_assert_eq!(a.to_bits() == b.to_bits(), to_text(&a).unwrap() == to_text(&b).unwrap());
         }
+    }
+
+    /// `json!(null)` is a unit to its `Serialize`.
+    #[test]
+    fn a_unit_is_no_empty_list() {
+        use serde_json::json;
+
+        let texts = [json!(null), json!([]), json!({}), json!(""), json!([null]), json!([[]]), json!({"a": null})]
+            .map(|value| to_text(&value).unwrap());
+        let distinct: std::collections::BTreeSet<_> = texts.iter().collect();
+        assert_eq!(distinct.len(), texts.len(), "{texts:?}");
+    }
+
+    /// A renamed field may look like two, or like none.
+    #[test]
+    fn a_name_of_a_field_is_never_taken_for_more() {
+        #[derive(serde::Serialize)]
+        #[serde(untagged)]
+        enum Named {
+            Two {
+                a: u8,
+                b: u8,
+            },
+            One {
+                #[serde(rename = "a=1,b")]
+                ab: u8,
+            },
+            Nameless {
+                #[serde(rename = "")]
+                nothing: u8,
+            },
+            List((u8,)),
+        }
+        let values =
+            [Named::Two { a: 1, b: 2 }, Named::One { ab: 2 }, Named::Nameless { nothing: 1 }, Named::List((1,))];
+        let texts = values.map(|value| to_text(&value).unwrap());
+        assert_eq!(texts, ["<a=1,b=2>", "<5'a=1,b=2>", "<0'=1>", "(1)"]);
+    }
+
+    /// Deep enough to end the process, were every level given its room on the stack.
+    #[test]
+    fn what_nests_without_end_is_refused() {
+        enum Endless {
+            Some,
+            Newtype,
+            Seq,
+            Key,
+            Field,
+            Variant,
+        }
+        impl Serialize for Endless {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                use serde::ser::SerializeStruct as _;
+                match self {
+                    Self::Some => to.serialize_some(self),
+                    Self::Newtype => to.serialize_newtype_struct("N", self),
+                    Self::Seq => to.collect_seq([self]),
+                    Self::Key => to.collect_map([(self, 1)]),
+                    Self::Field => {
+                        let mut fields = to.serialize_struct("S", 1)?;
+                        fields.serialize_field("a", self)?;
+                        fields.end()
+                    }
+                    Self::Variant => to.serialize_newtype_variant("E", 0, "V", self),
+                }
+            }
+        }
+        use Endless::{Field, Key, Newtype, Seq, Some, Variant};
+        for endless in [Some, Newtype, Seq, Key, Field, Variant] {
+            let error = to_text(&endless).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidKey);
+            assert!(error.to_string().contains("128 levels"), "{error}");
+        }
+        let nested = |levels| (0..levels).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
+        assert!(to_text(&nested(128)).is_ok() && to_text(&nested(129)).is_err());
+    }
+
+    /// Its message may quote the value.
+    #[test]
+    fn the_reason_of_a_failing_serialize_is_not_repeated() {
+        struct Secret;
+        impl Serialize for Secret {
+            fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(ser::Error::custom("hunter2"))
+            }
+        }
+        let error = to_text(&Secret).unwrap_err().to_string();
+        assert!(error.contains("Serialize failed") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! `<root>:tenant:<tenant>:<profile>:<identifier>` and `<root>:<profile>:<identifier>`. Segments are
 //! percent-encoded; `~` marks auxiliary keys and the hash that ends a key too long to be kept as it is.
 
+#[cfg(test)]
+mod laws;
 mod argument;
 mod canonical;
 pub(crate) mod pattern;
-pub(crate) mod segment;
 pub(crate) mod tag;
 mod tenant;
+pub(crate) mod segment;
 
 use std::fmt::Write as _;
 
@@ -29,6 +31,8 @@ use crate::error::{Error, ErrorKind};
 pub(crate) const MAX_PLAIN: usize = 200;
 /// `~` and 256 bits in hexadecimal.
 pub(crate) const HASH_LEN: usize = 65;
+/// Values inside values in one argument. Each level takes room on the stack.
+const MAX_DEPTH: u8 = 128;
 /// The longest root, in bytes.
 pub(crate) const MAX_ROOT: usize = 32;
 /// The longest profile name, in bytes.
@@ -176,11 +180,17 @@ impl FullKey {
 }
 
 #[cold]
+fn too_deep() -> Error {
+    let message = format!("a key argument nests deeper than {MAX_DEPTH} levels; give a flatter one, or skip it");
+    Error::new(ErrorKind::InvalidKey, message)
+}
+
+#[cold]
 fn push_hashed(text: &mut ArrayString<MAX_KEY>, identifier: &KeyWriter) {
     let room = MAX_PLAIN.saturating_sub(text.len() + HASH_LEN);
     let head = identifier.head();
     text.push_str(&head[..room.min(head.len())]);
-    let _ = write!(text, "~{}", identifier.hash().to_hex());
+    let _ = write!(text, "~{}", identifier.digest().to_hex());
 }
 
 /// The name of an auxiliary key, on the stack.
@@ -248,6 +258,8 @@ mod tests {
     #[test]
     fn golden_keys() {
         let long = "x".repeat(300);
+        let canonical = serde_json::json!([null, [], {}, -1, 0.5, "a:b", true, { "b": [1], "a": null }]);
+        let canonical = (Canonical(&canonical), Canonical(&Some(('c', None::<u8>, Ok::<u8, u8>(1)))));
         let tagged = full(Some("acme"), "api", "id").with_tags(&Tags::encode(["plan:é", "beta"]).unwrap());
         let lines = [
             full(Some("acme"), "workflow_def", "abc-456").as_str().to_owned(),
@@ -260,6 +272,7 @@ mod tests {
                 .as_str()
                 .to_owned(),
             full(Some("acme"), "api", (vec![1, 2], ("p", "q"), Some(("r", "s")))).as_str().to_owned(),
+            full(Some("acme"), "api", canonical).as_str().to_owned(),
             full(Some("acme"), "api", &*long).as_str().to_owned(),
             full(Some("acme"), "api", "id").lease(),
             tagged.generations().join("\n"),

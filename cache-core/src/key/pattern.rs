@@ -3,6 +3,9 @@
 use super::{HASH_LEN, MAX_PLAIN, segment::encode};
 use crate::error::{Error, ErrorKind};
 
+/// The longest pattern, percent-encoded, in bytes: more than a key has behind its tenant.
+const MAX_PATTERN: usize = 512;
+
 /// A pattern, by what it covers within one tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {
@@ -20,10 +23,17 @@ pub(crate) struct Glob(String);
 
 /// Reads a pattern: `:` separates segments, `*` stands for any text, and everything else for itself, percent-encoded
 /// as in keys.
+///
+/// # Errors
+/// [`ErrorKind::InvalidKey`] when it is empty or longer than 512 bytes, percent-encoded.
 pub(crate) fn parse(pattern: &str) -> Result<Pattern, Error> {
     if pattern.is_empty() {
         let message = "pattern is empty; give `profile:identifier` with `*` as wildcard, or `*` for the whole tenant";
         return Err(Error::new(ErrorKind::InvalidKey, message));
+    }
+    // The length of what was given bounds the work on a hostile one.
+    if pattern.len() > MAX_PATTERN {
+        return Err(too_long(pattern.len()));
     }
     let mut glob = String::with_capacity(pattern.len());
     for piece in pattern.split_inclusive([':', '*']) {
@@ -39,6 +49,9 @@ pub(crate) fn parse(pattern: &str) -> Result<Pattern, Error> {
             glob.push(end);
         }
     }
+    if glob.len() > MAX_PATTERN {
+        return Err(too_long(glob.len()));
+    }
     if glob == "*" {
         return Ok(Pattern::Scope);
     }
@@ -48,6 +61,15 @@ pub(crate) fn parse(pattern: &str) -> Result<Pattern, Error> {
         return Ok(Pattern::Keyspace(profile.to_owned()));
     }
     Ok(Pattern::Keys(Glob(glob)))
+}
+
+#[cold]
+fn too_long(length: usize) -> Error {
+    let message = format!(
+        "a pattern of {length} bytes, percent-encoded where needed; at most {MAX_PATTERN} are allowed: \
+         end it earlier with `*`"
+    );
+    Error::new(ErrorKind::InvalidKey, message)
 }
 
 impl Glob {
@@ -71,46 +93,36 @@ impl Glob {
             return false;
         }
         match key.split_once('~') {
-            None => matches(self.0.as_bytes(), key.as_bytes(), false),
+            None => matches(&self.0, key),
             Some((head, hash)) if hash.len() == HASH_LEN - 1 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
-                matches(self.0.as_bytes(), head.as_bytes(), true)
+                may_match(&self.0, head)
             }
             Some(_) => false,
         }
     }
 }
 
-/// Whether `pattern` matches `text`, or, where only the head of the text is known, may match a text starting so.
-fn matches(pattern: &[u8], text: &[u8], head_only: bool) -> bool {
-    let (mut p, mut t) = (0, 0);
-    let mut retry = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                p += 1;
-                retry = Some((p, t));
-            }
-            Some(byte) if *byte == text[t] => {
-                p += 1;
-                t += 1;
-            }
-            _ => match retry {
-                // After a `*` anything may follow an unknown tail.
-                Some(_) if head_only => return true,
-                Some((after, from)) => {
-                    p = after;
-                    t = from + 1;
-                    retry = Some((after, from + 1));
-                }
-                None => return false,
-            },
-        }
-    }
-    head_only || pattern[p..].iter().all(|byte| *byte == b'*')
+/// Whether `pattern` matches `text`. Each piece between two stars is looked for once, at the first place there is, so the
+/// work grows with the length of the text and no faster.
+fn matches(pattern: &str, text: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
+    let (middle, end) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let inner = text.strip_prefix(start).and_then(|text| text.strip_suffix(end));
+    let mut pieces = middle.split('*');
+    let left = inner.and_then(|inner| pieces.try_fold(inner, |text, piece| Some(text.split_once(piece)?.1)));
+    left.is_some()
+}
+
+/// Whether `pattern` matches some text that begins with `head`. After a `*` anything may follow.
+fn may_match(pattern: &str, head: &str) -> bool {
+    let (start, is_open) = pattern.split_once('*').map_or((pattern, false), |(start, _)| (start, true));
+    start.starts_with(head) || (is_open && head.starts_with(start))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn glob(pattern: &str) -> Glob {
@@ -176,6 +188,35 @@ mod tests {
             let scope = "cache:tenant:acme:";
             assert!(glob(pattern).scan_match(scope).starts_with(scope));
             assert!(glob(pattern).scan_match(scope).len() <= MAX_PLAIN);
+        }
+    }
+
+    #[test]
+    fn a_pattern_too_long_says_what_is_allowed() {
+        for pattern in ["x".repeat(513), "é".repeat(100), "*x".repeat(1_000_000)] {
+            let error = parse(&pattern).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidKey);
+            assert!(error.to_string().contains("512"), "{error}");
+        }
+        assert!(parse(&"x".repeat(512)).is_ok());
+    }
+
+    /// All ways to match, one by one.
+    fn reference(pattern: &str, text: &str) -> bool {
+        match (pattern.chars().next(), text.chars().next()) {
+            (None, None) => true,
+            (Some('*'), _) => reference(&pattern[1..], text) || (!text.is_empty() && reference(pattern, &text[1..])),
+            (Some(a), Some(b)) => a == b && reference(&pattern[1..], &text[1..]),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_pattern_matches_what_it_says(pattern in "[ab*]{0,6}", text in "[ab]{0,6}", tail in "[ab]{0,6}") {
+            prop_assert_eq!(matches(&pattern, &text), reference(&pattern, &text));
+            let whole = text.clone() + &tail;
+            prop_assert!(may_match(&pattern, &text) || !reference(&pattern, &whole));
         }
     }
 }

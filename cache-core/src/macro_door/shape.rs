@@ -32,6 +32,30 @@ pub trait Shape<R>: Copy {
     }
 }
 
+/// What `put` takes for a function returning `R`: an `R`, or its success value alone.
+pub trait Put<R> {
+    /// The return value.
+    fn returned(self) -> R;
+}
+
+impl<R> Put<R> for R {
+    fn returned(self) -> R {
+        self
+    }
+}
+
+impl<T, E> Put<Result<T, E>> for T {
+    fn returned(self) -> Result<T, E> {
+        Ok(self)
+    }
+}
+
+impl<T> Put<Option<T>> for T {
+    fn returned(self) -> Option<T> {
+        Some(self)
+    }
+}
+
 /// Asks for the shape of `R`.
 #[derive(Debug)]
 pub struct Probe<R>(PhantomData<fn() -> R>);

@@ -3,16 +3,23 @@
 //! An entry is checked when it is read: its stripes, its time and what it was stored for. So an invalidation need
 //! not find it, and removing it is housekeeping.
 
+mod entry;
 mod shares;
 mod stripes;
 
-use std::{any::Any, marker::PhantomData, thread::available_parallelism};
+use std::thread::available_parallelism;
 
-use quick_cache::{Lifecycle, OptionsBuilder, Weighter, sync::Cache};
+use quick_cache::{OptionsBuilder, sync::Cache};
 use rapidhash::fast::RandomState;
 
-use self::shares::{Charge, Shares};
-pub(crate) use self::stripes::{Stripes, Watch};
+pub(crate) use self::{
+    entry::{Cached, Entry, Erased, erase, unerase},
+    stripes::{Stripes, Watch},
+};
+use self::{
+    entry::{Gone, OVERHEAD, Outside, Stored, Weight, discard},
+    shares::Shares,
+};
 use crate::{
     clock::Instant,
     stats::Slot,
@@ -20,11 +27,10 @@ use crate::{
     value::keyspace::Origin,
 };
 
-/// Estimated bytes of an entry beside its key and value: the map's slot, the entry and two allocations.
-const OVERHEAD: usize = 176;
-
 pub(crate) struct Near {
     entries: Cache<Box<str>, Stored, Weight, RandomState, Outside>,
+    /// The most that one entry may weigh.
+    largest: u64,
     /// Where tenants are held to a share.
     shares: Option<Shares>,
     pub(crate) stripes: Stripes,
@@ -34,76 +40,8 @@ pub(crate) struct Near {
     linked_until: AtomicU64,
 }
 
-/// A value of any type, or the knowledge that there is none.
-pub(crate) type Erased = Arc<dyn Any + Send + Sync>;
-
-/// What the tiers hold for a key: a value, or that there is none.
-pub(crate) type Cached<T> = Option<Arc<T>>;
-
-/// Stands for a cached `None` of this type.
-struct Negative<T>(PhantomData<fn() -> T>);
-
-pub(crate) fn erase<T: Send + Sync + 'static>(value: &Cached<T>) -> Erased {
-    match value {
-        Some(value) => value.clone(),
-        None => Arc::new(Negative::<T>(PhantomData)),
-    }
-}
-
-/// The value again, if it is of this type.
-#[inline]
-pub(crate) fn unerase<T: Send + Sync + 'static>(value: Erased) -> Option<Cached<T>> {
-    match value.downcast::<T>() {
-        Ok(value) => Some(Some(value)),
-        Err(other) => other.is::<Negative<T>>().then_some(None),
-    }
-}
-
-#[derive(Clone)]
-pub(crate) struct Entry {
-    pub(crate) value: Erased,
-    /// The function the value is bound to.
-    pub(crate) origin: Origin,
-    pub(crate) watch: Watch,
-    pub(crate) expires: Instant,
-    /// Until when the entry is served without the backplane vouching for it.
-    pub(crate) sure_until: Instant,
-    /// Whether it says that there is none.
-    pub(crate) negative: bool,
-    pub(crate) slot: Slot,
-}
-
-/// An entry as the map holds it.
-#[derive(Clone)]
-struct Stored {
-    entry: Entry,
-    weight: u32,
-    charge: Option<Arc<Charge>>,
-}
-
-/// Carries what is evicted out of the map's lock: dropping a value runs the user's code.
-#[derive(Clone)]
-struct Outside;
-
-impl Lifecycle<Box<str>, Stored> for Outside {
-    type RequestState = Vec<(Box<str>, Stored)>;
-
-    fn on_evict(&self, evicted: &mut Self::RequestState, key: Box<str>, stored: Stored) {
-        evicted.push((key, stored));
-    }
-}
-
-#[derive(Clone)]
-struct Weight;
-
-impl Weighter<Box<str>, Stored> for Weight {
-    fn weight(&self, _: &Box<str>, stored: &Stored) -> u64 {
-        u64::from(stored.weight)
-    }
-}
-
 impl Near {
-    /// A near tier of at most `capacity` bytes whose largest value is about `max_value` bytes, and of which one tenant
+    /// A near tier of at most `capacity` bytes that keeps values of `max_value` bytes, and of which one tenant
     /// holds at most `share` percent; with that many stripes.
     pub(crate) fn new(capacity: u64, max_value: u64, share: u32, stripes: usize) -> Self {
         // Each shard holds an equal part of the capacity, and the largest value must fit into one.
@@ -115,12 +53,16 @@ impl Near {
             .estimated_items_capacity(items)
             .weight_capacity(capacity)
             .shards(shards)
+            .hot_allocation(0.97)
             .build()
             .unwrap_or_else(|_| unreachable!("both capacities are set"));
         let entries = Cache::with_options(options, Weight, RandomState::new(), Outside);
+        // No more fits among the hot ones of a shard.
+        let largest = entries.shard_capacity() / 100 * 97;
         let shares = (share < 100).then(|| Shares::new(capacity / 100 * u64::from(share)));
         Self {
             entries,
+            largest,
             shares,
             stripes: Stripes::new(stripes),
             writing: Default::default(),
@@ -181,46 +123,62 @@ impl Near {
         self.linked_until.store(0, Ordering::SeqCst);
     }
 
-    /// Keeps an entry. Its watch was taken before the value was asked for; if something came in between, or comes
-    /// while this runs, the entry is never served.
-    pub(crate) fn insert(&self, scope: &str, key: &str, entry: Entry, value_len: usize) {
+    /// Keeps an entry whose value takes `bytes` of memory. Its watch was taken before the value was asked for; if something
+    /// came in between, or comes while this runs, the entry is never served. False if it is too large to be kept.
+    pub(crate) fn insert(&self, scope: &str, key: &str, entry: Entry, bytes: usize) -> bool {
         let queued = if self.shares.is_some() { key.len() + shares::OVERHEAD } else { 0 };
-        let weight = u32::try_from(key.len() + value_len + OVERHEAD + queued).unwrap_or(u32::MAX);
+        let weight = bytes.saturating_add(key.len() + OVERHEAD + queued);
+        let Some(weight) = u32::try_from(weight).ok().filter(|weight| u64::from(*weight) <= self.largest) else {
+            self.remove(key);
+            return false;
+        };
         let charge = self.shares.as_ref().map(|shares| shares.charge(scope, weight.into()));
         let stored = Stored { entry, weight, charge: charge.clone() };
-        let mut evicted = Vec::new();
+        let mut gone = Vec::new();
         {
             let _writing = self.writing(key);
-            self.entries.insert_with_lifecycle(key.into(), stored, &mut evicted);
+            self.entries.insert_with_lifecycle(key.into(), stored, &mut gone);
         }
-        // Dropping a value runs the user's code: under no lock.
-        drop(evicted);
         if let Some((shares, charge)) = self.shares.as_ref().zip(charge) {
             shares.queue(key, &charge);
             while let Some((key, oldest)) = shares.next_over(&charge) {
                 let is_oldest = |stored: &Stored| {
                     stored.charge.as_ref().is_some_and(|charge| oldest.as_ptr() == Arc::as_ptr(charge))
                 };
-                drop(self.entries.remove_if(&*key, is_oldest));
+                gone.extend(self.entries.remove_if(&*key, is_oldest));
             }
         }
+        discard(gone);
+        true
     }
 
     /// Gives the entry under `key` a new end of life. Returns whether there was one.
     pub(crate) fn touch(&self, key: &str, tags: &[Box<str>], origin: &Origin, now: Instant, expires: Instant) -> bool {
+        // Where the entry is removed meanwhile the last of its value is here: it outlives the lock.
+        let mut gone = Vec::new();
+        let touched = self.touch_locked(&mut gone, key, |entry| {
+            let alive = entry.origin == *origin && self.is_alive(entry, tags, now);
+            // Its watch is kept: an invalidation in between still counts.
+            alive.then(|| Entry { expires, ..entry.clone() })
+        });
+        discard(gone);
+        touched
+    }
+
+    fn touch_locked(&self, gone: &mut Vec<Gone>, key: &str, touch: impl FnOnce(&Entry) -> Option<Entry>) -> bool {
         // A value that is stored between the look and the replacement would be lost to the older one.
-        let writing = self.writing(key);
+        let _writing = self.writing(key);
         let Some(stored) = self.entries.peek(key) else { return false };
-        let entry = &stored.entry;
-        if entry.origin != *origin || !self.is_alive(entry, tags, now) {
-            return false;
+        let touched = touch(&stored.entry).map(|entry| Stored { entry, ..stored.clone() });
+        gone.push((key.into(), stored));
+        let Some(touched) = touched else { return false };
+        match self.entries.replace_with_lifecycle(key.into(), touched, true, gone) {
+            Ok(()) => true,
+            Err(removed) => {
+                gone.push(removed);
+                false
+            }
         }
-        // Its watch is kept: an invalidation in between still counts.
-        let touched = Stored { entry: Entry { expires, ..stored.entry }, ..stored };
-        let replaced = self.entries.replace(key.into(), touched, true);
-        drop(writing);
-        // Removed meanwhile: its value may be dropped here, under no lock.
-        replaced.is_ok()
     }
 
     fn writing(&self, key: &str) -> MutexGuard<'_, ()> {
@@ -229,7 +187,7 @@ impl Near {
 
     /// Removes what is stored under `key`. Housekeeping: the bump of its stripe is what invalidates.
     pub(crate) fn remove(&self, key: &str) {
-        self.entries.remove(key);
+        discard(self.entries.remove(key));
     }
 
     /// The keys that `covers` accepts, expired ones included.
@@ -243,7 +201,8 @@ impl Near {
     }
 
     pub(crate) fn clear(&self) {
-        self.entries.clear();
+        // One by one: the map's own `clear` drops values under its locks.
+        discard(self.entries.drain());
     }
 }
 
@@ -258,85 +217,67 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::clock::Clock;
+    use crate::{clock::Clock, stats::Registry};
 
-    fn fixture() -> (Near, Instant, impl Fn(&Near, &str, Duration)) {
-        let near = Near::new(1 << 20, 1 << 10, 100, 1 << 16);
-        let now = Clock::Coarse.now();
-        let insert = move |near: &Near, key: &str, ttl: Duration| {
-            let watch = near.stripes.watch([key, "space", "tenant"]);
-            let entry = Entry {
-                value: Arc::new(7_u64),
-                origin: Origin::none(),
-                watch,
-                expires: now.saturating_add(ttl),
-                sure_until: Instant::MAX,
-                negative: false,
-                slot: crate::stats::Registry::default().slot("p"),
-            };
-            near.insert("tenant", key, entry, 8);
-        };
-        (near, now, insert)
+    fn near(share: u32) -> Near {
+        Near::new(1 << 20, 1 << 10, share, 1 << 16)
+    }
+
+    fn after(ms: u64) -> Instant {
+        Clock::Coarse.now().saturating_add(Duration::from_millis(ms))
+    }
+
+    /// A seven that is sure and does not end.
+    fn entry(near: &Near, key: &str) -> Entry {
+        Entry {
+            value: Arc::new(7_u64),
+            origin: Origin::none(),
+            watch: near.stripes.watch([key, "space", "tenant"]),
+            expires: Instant::MAX,
+            sure_until: Instant::MAX,
+            negative: false,
+            slot: Registry::default().slot("p"),
+        }
+    }
+
+    fn get(near: &Near, key: &str, now: Instant) -> Option<u64> {
+        let (value, _) = near.get::<u64>(key, &[], &Origin::none(), now)?;
+        value.as_deref().copied()
     }
 
     #[test]
     fn an_entry_is_served_until_its_end_and_not_after() {
-        let (near, now, insert) = fixture();
-        insert(&near, "k", Duration::from_secs(1));
-        assert_eq!(near.get::<u64>("k", &[], &Origin::none(), now).unwrap().0.as_deref(), Some(&7));
-        assert!(near.get::<u64>("k", &[], &Origin::none(), now.saturating_add(Duration::from_secs(1))).is_none());
+        let (near, end) = (near(100), after(1000));
+        assert!(near.insert("tenant", "k", Entry { expires: end, ..entry(&near, "k") }, 8));
+        assert_eq!(get(&near, "k", after(0)), Some(7));
+        assert_eq!(get(&near, "k", end), None);
     }
 
     #[test]
     fn an_entry_is_never_served_as_another_type_or_to_another_function() {
-        let (near, now, insert) = fixture();
-        insert(&near, "k", Duration::from_secs(1));
-        assert!(near.get::<u32>("k", &[], &Origin::none(), now).is_none());
-        assert!(near.get::<u64>("k", &[], &Origin::of::<u8>(), now).is_none());
+        let near = near(100);
+        near.insert("tenant", "k", entry(&near, "k"), 8);
+        assert!(near.get::<u32>("k", &[], &Origin::none(), after(0)).is_none());
+        assert!(near.get::<u64>("k", &[], &Origin::of(Some((std::any::TypeId::of::<u8>(), 1)), 0), after(0)).is_none());
     }
 
     #[test]
     fn an_entry_asked_for_before_a_bump_is_never_served_even_when_inserted_after_it() {
-        let (near, now, _) = fixture();
-        let watch = near.stripes.watch(["k", "space", "tenant"]);
+        let near = near(100);
+        let entry = entry(&near, "k");
         near.stripes.bump("space");
-        let slot = crate::stats::Registry::default().slot("p");
-        let expires = now.saturating_add(Duration::from_secs(1));
-        near.insert(
-            "tenant",
-            "k",
-            Entry {
-                value: Arc::new(7_u64),
-                origin: Origin::none(),
-                watch,
-                expires,
-                sure_until: Instant::MAX,
-                negative: false,
-                slot,
-            },
-            8,
-        );
-        assert!(near.get::<u64>("k", &[], &Origin::none(), now).is_none());
+        near.insert("tenant", "k", entry, 8);
+        assert_eq!(get(&near, "k", after(0)), None);
     }
 
     #[test]
     fn an_entry_that_is_not_sure_is_served_only_while_linked() {
-        let (near, now, _) = fixture();
+        let near = near(100);
+        let now = Clock::Coarse.now();
         let later = |ms| now.saturating_add(Duration::from_millis(ms));
-        let watch = near.stripes.watch(["k", "space", "tenant"]);
-        let slot = crate::stats::Registry::default().slot("p");
-        let value = Arc::new(7_u64);
-        let entry = Entry {
-            value,
-            origin: Origin::none(),
-            watch,
-            expires: later(9_000),
-            sure_until: later(3_000),
-            negative: false,
-            slot,
-        };
-        near.insert("tenant", "k", entry, 8);
-        let served = |ms| near.get::<u64>("k", &[], &Origin::none(), later(ms)).is_some();
+        let unsure = Entry { expires: later(9_000), sure_until: later(3_000), ..entry(&near, "k") };
+        near.insert("tenant", "k", unsure, 8);
+        let served = |ms| get(&near, "k", later(ms)).is_some();
         assert!(served(2_999) && !served(3_000));
         near.link(later(6_000));
         assert!(served(5_999) && !served(6_000));
@@ -348,49 +289,55 @@ mod tests {
 
     #[test]
     fn a_tenant_over_its_share_loses_its_own_oldest_entries_only() {
-        let watched = |near: &Near| near.stripes.watch(["k", "space", "tenant"]);
-        let insert = |near: &Near, scope: &str, key: &str| {
-            let entry = Entry {
-                value: Arc::new(7_u64),
-                origin: Origin::none(),
-                watch: watched(near),
-                expires: Instant::MAX,
-                sure_until: Instant::MAX,
-                negative: false,
-                slot: crate::stats::Registry::default().slot("p"),
-            };
-            near.insert(scope, key, entry, 100);
-        };
         let flood = |share: u32| {
-            let near = Near::new(1 << 20, 1 << 10, share, 1 << 16);
-            (0..500).for_each(|i| insert(&near, "b", &format!("b{i}")));
+            let near = near(share);
+            for i in 0..400 {
+                near.insert("b", &format!("b{i}"), entry(&near, "k"), 100);
+            }
             for i in 0..20_000 {
                 let key = format!("a{i}");
-                insert(&near, "a", &key);
+                near.insert("a", &key, entry(&near, "k"), 100);
                 // Used again, or the map takes it for a scan and spares what it held before.
-                (0..3).for_each(|_| drop(near.get::<u64>(&key, &[], &Origin::none(), Clock::Coarse.now())));
+                for _ in 0..3 {
+                    get(&near, &key, after(0));
+                }
                 if i % 7 == 0 {
                     near.remove(&format!("a{i}"));
                 }
             }
             let of = |tenant: &str| near.keys(|key| key.starts_with(tenant)).len();
-            let newest = near.get::<u64>("a19998", &[], &Origin::none(), Clock::Coarse.now()).is_some();
-            (of("a"), of("b"), newest)
+            (of("a"), of("b"), get(&near, "a19998", after(0)).is_some())
         };
         let (a, b, newest) = flood(20);
-        assert!(newest && b == 500 && (200..700).contains(&a), "{a} {b}");
+        assert!(newest && b == 400 && (200..700).contains(&a), "{a} {b}");
         let (_, b, _) = flood(100);
-        assert!(b < 500, "without a share the other tenant suffers: {b}");
+        assert!(b < 400, "without a share the other tenant suffers: {b}");
     }
 
     #[test]
     fn the_near_tier_stays_within_its_bytes() {
-        let (near, _, insert) = fixture();
+        let near = near(100);
         for i in 0..50_000 {
-            insert(&near, &format!("key-{i}"), Duration::from_secs(9));
+            let key = format!("key-{i}");
+            near.insert("tenant", &key, entry(&near, &key), 8);
         }
         let (entries, bytes) = near.size();
         assert!(bytes <= 1 << 20, "{bytes}");
         assert!(entries > 1_000, "{entries}");
+    }
+
+    #[test]
+    fn a_value_that_is_too_large_is_not_kept_and_leaves_no_older_one() {
+        let near = Near::new(1 << 20, 1 << 14, 100, 1 << 16);
+        assert!(near.insert("tenant", "k", entry(&near, "k"), 1 << 14));
+        assert!(!near.insert("tenant", "k", entry(&near, "k"), 1 << 20));
+        assert_eq!(get(&near, "k", after(0)), None);
+        assert_eq!(near.size(), (0, 0));
+        assert!(!near.insert("tenant", "k", entry(&near, "k"), usize::MAX));
+        // What is let in is kept, up to the last byte.
+        let most = usize::try_from(near.largest).unwrap() - OVERHEAD - 1;
+        assert!(near.insert("tenant", "k", entry(&near, "k"), most));
+        assert_eq!(get(&near, "k", after(0)), Some(7));
+        assert!(!near.insert("tenant", "k", entry(&near, "k"), most + 1));
     }
 }

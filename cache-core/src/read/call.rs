@@ -3,8 +3,9 @@
 use std::marker::PhantomData;
 
 use crate::{
-    flight::{Ending, Joined, Leader, nesting, share::Share},
-    near::{Cached, erase},
+    clock::Instant,
+    flight::{Joined, nesting},
+    near::{Cached, Watch},
     remote::Budget,
     state::State,
     stats::{Counters, Slot},
@@ -14,13 +15,18 @@ use crate::{
 };
 
 /// One call on its way through the steps.
-pub(crate) struct Call<'a, T, E> {
+pub(crate) struct Call<'a, T> {
     pub(crate) target: &'a Target<'a>,
     pub(crate) state: &'a Arc<State>,
     pub(crate) slot: Slot,
     pub(crate) counters: &'a Counters,
     pub(crate) budget: Budget,
-    pub(crate) share: Option<Share<E>>,
+    /// What this call returns, once it is known.
+    pub(crate) found: Option<Cached<T>>,
+    /// Counted as a miss: what this call finds from then on is another call's doing.
+    pub(crate) missed: bool,
+    /// A fetch asked for its own key: the call runs uncached.
+    pub(crate) is_bypassed: bool,
     /// The start of an entry in Redis that this call refused.
     pub(crate) seen: Option<Vec<u8>>,
     /// Redis holds a newer binary's entry.
@@ -28,8 +34,15 @@ pub(crate) struct Call<'a, T, E> {
     value: PhantomData<fn() -> T>,
 }
 
-impl<'a, T: CacheValue, E> Call<'a, T, E> {
-    pub(crate) fn new(target: &'a Target<'a>, share: Option<Share<E>>) -> Self {
+/// What was known before an entry was asked for or fetched.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) at: Instant,
+    pub(crate) watch: Watch,
+}
+
+impl<'a, T: CacheValue> Call<'a, T> {
+    pub(crate) fn new(target: &'a Target<'a>) -> Self {
         let slot = target.slot();
         Self {
             target,
@@ -37,7 +50,9 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
             slot,
             counters: target.state.stats.counters(slot),
             budget: Budget::new(target.state.options.op_timeout),
-            share,
+            found: None,
+            missed: false,
+            is_bypassed: false,
             seen: None,
             newer: false,
             value: PhantomData,
@@ -54,21 +69,22 @@ impl<'a, T: CacheValue, E> Call<'a, T, E> {
         bypass
     }
 
+    /// Counts a call that found nothing in the tiers.
+    pub(crate) fn note_miss(&mut self) {
+        self.missed = true;
+        self.counters.misses.increment();
+    }
+
+    /// To be called before the entry is asked for, and before the look into the journal, as an invalidation is written
+    /// there before it bumps.
+    pub(crate) fn ask(&self) -> Asked {
+        Asked { at: self.state.clock.now(), watch: self.target.watch() }
+    }
+
     /// Joins the flight of this entry, or begins one.
     pub(crate) fn join(&self) -> Joined<'a> {
         let (state, target) = (self.state, self.target);
         let now = state.clock.now();
         state.flights.join(target.key.as_str(), target.binding, &state.near.stripes, target.watch(), now)
-    }
-
-    /// To be called by a new leader: the one before it may have stored its value after this call looked for it. `Err`
-    /// with the value ends the flight: without Redis for all who wait by now, else they look for themselves, as some
-    /// may want a stricter answer.
-    pub(crate) fn unless_near(&self, leader: Leader<'a>) -> Result<Leader<'a>, Cached<T>> {
-        let looked = leader.sending();
-        let Some(value) = self.target.lookup_near() else { return Ok(leader) };
-        let accepted = self.state.remote.is_none().then_some(looked);
-        leader.finish(Ending::Value(erase(&value)), accepted);
-        Err(value)
     }
 }

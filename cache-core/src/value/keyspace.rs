@@ -5,12 +5,13 @@ use std::{any::TypeId, fmt, marker::PhantomData};
 use crate::{
     error::{Error, ErrorKind},
     key::{KeyArgument, KeyWriter, tag::Tags},
-    value::{TtlProfile, codec::Codec, envelope::Fnv},
+    value::{TtlProfile, codec::Codec},
 };
 
-/// A kind of cached value: profile, type `T`, version of `T` and codec. `const`.
+/// A kind of cached value: profile, type `T`, version and schema of `T`, and codec. `const`.
 ///
-/// A key can only come from a keyspace, so reading it as another type does not compile.
+/// A key can only come from a keyspace, so reading it as another type does not compile. An entry in Redis says what type it
+/// holds, and is a miss to every other type: see [`with_schema`](Self::with_schema) for what a type is called there.
 ///
 /// ```
 /// use cache_core::{Cache, Keyspace, profiles::WORKFLOW_DEF};
@@ -29,6 +30,7 @@ use crate::{
 pub struct Keyspace<T> {
     profile: TtlProfile,
     version: u32,
+    schema: Option<&'static str>,
     codec: Option<Codec>,
     value: PhantomData<fn() -> T>,
 }
@@ -46,6 +48,7 @@ impl<T> fmt::Debug for Keyspace<T> {
         f.debug_struct("Keyspace")
             .field("profile", &self.profile.name())
             .field("version", &self.version)
+            .field("schema", &self.schema)
             .finish_non_exhaustive()
     }
 }
@@ -54,18 +57,46 @@ impl TtlProfile {
     /// The keyspace of values of type `T` under this profile.
     #[must_use]
     pub const fn of<T>(self) -> Keyspace<T> {
-        Keyspace { profile: self, version: 0, codec: None, value: PhantomData }
+        Keyspace { profile: self, version: 0, schema: None, codec: None, value: PhantomData }
     }
 }
 
 impl<T> Keyspace<T> {
     /// Sets the version of `T`. Defaults to 0. Raise it when old entries must not be read as the new type.
     ///
-    /// An entry of an older version is a miss and is overwritten. One of a newer version is left alone: the older
-    /// binary fetches, and keeps what it fetched in its own memory only. So a rolling deploy never thrashes.
+    /// An entry of an older version is a miss and is overwritten. One of a newer version is left alone, whatever its type
+    /// is called: the older binary fetches, and keeps what it fetched in its own memory only. So a rolling deploy never
+    /// thrashes.
     #[must_use]
     pub const fn with_version(mut self, version: u32) -> Self {
         self.version = version;
+        self
+    }
+
+    /// Sets what `T` is called in stored entries, so that moving or renaming it costs nothing: entries that were stored
+    /// under this name are read as `T`. Two keyspaces of one profile that name one schema read each other's entries,
+    /// as far as serde can; raise the version where they must not.
+    ///
+    /// Defaults to the type's own name with the modules it stands in, and those of its parameters. That rests on the source,
+    /// as the compiler tells it: a type that is moved or renamed, in a rare case a new compiler too, makes older entries
+    /// misses, and until a deploy is over the two releases overwrite each other's. A raised version spares them that.
+    /// Entries are never misread for it.
+    ///
+    /// ```
+    /// use cache_core::{Keyspace, profiles::SCAN_RESULTS};
+    ///
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Report { findings: u32 }
+    ///
+    /// const REPORTS: Keyspace<Report> = SCAN_RESULTS.of().with_schema("report");
+    /// ```
+    ///
+    /// # Panics
+    /// When the name is empty; in a `const` the panic is a compile error.
+    #[must_use]
+    pub const fn with_schema(mut self, name: &'static str) -> Self {
+        assert!(!name.is_empty(), "schema: a name for the type, not empty");
+        self.schema = Some(name);
         self
     }
 
@@ -102,6 +133,10 @@ impl<T> Keyspace<T> {
 
     pub(crate) const fn version(&self) -> u32 {
         self.version
+    }
+
+    pub(crate) const fn schema(&self) -> Option<&'static str> {
+        self.schema
     }
 }
 
@@ -200,7 +235,7 @@ impl<T> Eq for Key<T> {}
 
 impl<T> std::hash::Hash for Key<T> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.identifier.head().hash(state);
+        self.identifier.hash(state);
     }
 }
 
@@ -212,15 +247,15 @@ pub(crate) struct Binding {
     pub(crate) origin: Origin,
 }
 
-/// The function a value is bound to.
+/// The function a value is bound to, and the version of its type.
 ///
-/// Within a process its type tells it apart, which costs nothing on a hit; between processes the type's name does.
+/// Within a process the function's own type tells it apart, which costs nothing on a hit; between processes a hash of its
+/// place does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
     function: TypeId,
-    name: &'static str,
-    /// Hash of the names of the function's own type parameters.
-    types: u64,
+    /// Hash of the function's place and of its type parameters. 0 for no function.
+    place: u64,
     /// The version of the value's type: the envelope says it in Redis.
     version: u32,
 }
@@ -228,19 +263,14 @@ pub(crate) struct Origin {
 impl Origin {
     /// Bound to no function.
     pub(crate) fn none() -> Self {
-        Self { function: TypeId::of::<()>(), name: "", types: 0, version: 0 }
+        Self::of(None, 0)
     }
 
-    /// Bound to the function that `F` stands for.
+    /// Bound to this function, by its type and by the hash of its place, if to any.
     #[inline]
-    pub(crate) fn of<F: 'static>() -> Self {
-        Self { function: TypeId::of::<F>(), name: std::any::type_name::<F>(), types: 0, version: 0 }
-    }
-
-    /// Bound to one instance of a generic function.
-    pub(crate) fn with_type(mut self, hash: u64) -> Self {
-        self.types = self.types.rotate_left(7) ^ hash;
-        self
+    pub(crate) fn of(function: Option<(TypeId, u64)>, version: u32) -> Self {
+        let (function, place) = function.unwrap_or((TypeId::of::<()>(), 0));
+        Self { function, place, version }
     }
 
     /// Bound to this version of the value's type.
@@ -252,14 +282,14 @@ impl Origin {
 
     /// The same in every process.
     pub(crate) fn seed(&self) -> u64 {
-        if self.name.is_empty() { 0 } else { Fnv::new().update(self.name.as_bytes()).0 ^ self.types }
+        self.place
     }
 }
 
 impl PartialEq for Origin {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        self.function == other.function && self.types == other.types && self.version == other.version
+        self.function == other.function && self.place == other.place && self.version == other.version
     }
 }
 
@@ -268,6 +298,24 @@ impl Eq for Origin {}
 impl std::hash::Hash for Origin {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.function.hash(state);
-        (self.types, self.version).hash(state);
+        (self.place, self.version).hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, hash::BuildHasher, hash::RandomState};
+
+    use super::*;
+    use crate::value::profiles::API_RESPONSE;
+
+    /// A map of such keys must not become a list.
+    #[test]
+    fn keys_with_one_long_head_have_hashes_of_their_own() {
+        const URLS: Keyspace<String> = API_RESPONSE.of();
+        let head = "x".repeat(300);
+        let hasher = RandomState::new();
+        let hashes: HashSet<_> = (0..1000).map(|n| hasher.hash_one(URLS.key((head.as_str(), n)))).collect();
+        assert_eq!(hashes.len(), 1000);
     }
 }

@@ -60,6 +60,8 @@ pub(crate) enum Clause {
     LawB,
     /// A flight to which no verdict will come is closed when its fetch begins.
     ClosesWithoutVerdict,
+    /// That there is nothing is judged like a value, by a FILL that stores nothing.
+    NothingIsJudged,
 }
 
 #[derive(Clone, Debug)]
@@ -198,6 +200,8 @@ pub(crate) enum Action {
     FetchBegins(u8),
     /// The fetch ends and `fill.lua` is executed; without a lease the flight ends.
     FetchEnds(u8),
+    /// The fetch ends with nothing that is to be stored: `fill.lua` with a TTL of zero is executed.
+    FindsNothing(u8),
     /// The reply to FILL: the flight ends.
     Finish(u8),
     /// RENEW was refused, or a notice has doomed the flight: nobody joins it any more.
@@ -250,6 +254,13 @@ impl Protocol {
         if accepted {
             state.value = Some(Value { version, current: true, found_by: 0 });
         }
+        accepted
+    }
+
+    /// `fill.lua` with a TTL of zero. Returns whether a value would have been stored.
+    fn judge(&self, state: &mut State, caller: u8) -> bool {
+        let accepted = self.accepts(state, caller) || !self.has(Clause::NothingIsJudged);
+        let _ = state.lease.take_if(|lease| lease.holder == caller);
         accepted
     }
 
@@ -306,6 +317,7 @@ impl Protocol {
         | Action::TakeFound(caller)
         | Action::FetchBegins(caller)
         | Action::FetchEnds(caller)
+        | Action::FindsNothing(caller)
         | Action::Finish(caller)) = action
         else {
             return None;
@@ -329,6 +341,10 @@ impl Protocol {
             (Action::FetchEnds(_), Step::Fetches { version, stores: true }) => {
                 state.command_sent(caller);
                 Step::Filled { version, accepted: self.fill(state, caller, version) }
+            }
+            (Action::FindsNothing(_), Step::Fetches { version, stores: true }) => {
+                state.command_sent(caller);
+                Step::Filled { version, accepted: self.judge(state, caller) }
             }
             (Action::FetchEnds(_), Step::Fetches { version, stores: false }) => {
                 state.finish(caller, version, true, false);
@@ -655,6 +671,7 @@ impl Model for Protocol {
                 Action::TakeFound(caller),
                 Action::FetchBegins(caller),
                 Action::FetchEnds(caller),
+                Action::FindsNothing(caller),
                 Action::Finish(caller),
                 Action::Close(caller),
             ]);
@@ -709,6 +726,7 @@ impl Model for Protocol {
             | Action::TakeFound(_)
             | Action::FetchBegins(_)
             | Action::FetchEnds(_)
+            | Action::FindsNothing(_)
             | Action::Finish(_) => self.lead(&mut state, action)?,
             Action::Close(caller) => {
                 let Caller::Leads { floor, step, open: true } = last.callers[usize::from(caller)] else { return None };

@@ -2,9 +2,11 @@
 
 use proc_macro2::TokenStream;
 use quote::quote;
+use syn::ext::IdentExt;
 
 use super::Expansion;
 use crate::model::{Base, Profile, Ttl};
+use crate::words::hash;
 
 impl Expansion<'_> {
     /// `__site`: what is known of the function without its arguments.
@@ -12,21 +14,31 @@ impl Expansion<'_> {
         let Self { door, plan, .. } = self;
         let generics = &plan.site_generics;
         let clause = &generics.where_clause;
-        let (new, profile) = match self.model.profile.base {
-            Base::Own { ttl: Ttl::Computed(_), .. } => (quote!(checked), quote!(Self::__profile())),
-            _ => (quote!(new), quote!(Self::__PROFILE)),
-        };
         let is_bound = self.model.roles.template.is_none();
+        let site = match self.model.profile.base {
+            Base::Own { ttl: Ttl::Computed(_), .. } => {
+                quote!(checked::<Self>(&PLACE, Self::__NAME, Self::__profile(), #is_bound))
+            }
+            _ => quote!(new::<Self>(&PLACE, Self::__PROFILE, #is_bound)),
+        };
         let version = self.model.version.map(|version| quote!(.with_version(#version)));
+        let schema = self.model.schema.as_ref().map(|schema| quote!(.with_schema(#schema)));
         // A key of the user's own is told apart by its text alone, whoever asks for it.
         let types = generics.type_params().filter(|_| is_bound).map(|param| &param.ident);
+        let item = &self.model.item;
+        let name = item.signature.ident.unraw().to_string();
+        let (signature, body) = (&item.signature, &item.body);
+        let code = hash(quote!(#signature #body));
         // The companion type stands for the function: unlike the module's path it tells apart two functions of one name
         // inside two functions of one module.
         quote! {
             #[inline]
             fn __site #generics() -> #door::Site #clause {
-                #door::Site::#new::<Self>(#profile, #is_bound)
+                static PLACE: #door::Place =
+                    #door::Place::new(::core::module_path!(), #name, #code, ::core::file!(), ::core::line!());
+                #door::Site::#site
                     #version
+                    #schema
                     #(.with_type::<#types>())*
             }
         }
@@ -66,12 +78,14 @@ impl Expansion<'_> {
                 let jitter = jitter.map(|fraction| quote!(.and_then(|profile| profile.try_with_jitter(#fraction))));
                 let negative_ttl = negative_ttl.map(|set| quote!(.map(|profile| profile #set)));
                 quote! {
+                    const __NAME: &'static str = #name;
+
                     fn __ttl() -> ::core::time::Duration {
                         #expression
                     }
 
                     fn __profile() -> ::core::result::Result<#door::TtlProfile, #door::Error> {
-                        #door::TtlProfile::try_new(#name, Self::__ttl()) #jitter #negative_ttl
+                        #door::TtlProfile::try_new(Self::__NAME, Self::__ttl()) #jitter #negative_ttl
                     }
                 }
             }

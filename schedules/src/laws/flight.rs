@@ -7,7 +7,7 @@ use shuttle::future::{block_on, spawn};
 use crate::{
     clock::Clock,
     explore::{Row, choose, either, ended, pauses, perhaps_drop},
-    flight::{Awaited, Ending, Flights, Follower, Joined, Leader},
+    flight::{Awaited, Ending, Flights, Follower, Joined, Leader, Patience},
     near::{Stripes, Watch},
     value::keyspace::{Binding, Origin},
 };
@@ -62,7 +62,8 @@ impl World {
             if let Some(awaited) = awaited {
                 return awaited;
             }
-            if let Ok(leader) = follower.depose(Duration::ZERO, self.watch(), Clock.now()) {
+            // With periods of no length every leader is silent for too long.
+            if let Patience::Leader(leader) = follower.look_after(Duration::ZERO, self.watch(), Clock.now()) {
                 return Awaited::Leader(leader);
             }
         }
@@ -82,8 +83,8 @@ impl World {
         let row = self.row.get();
         pauses(choose(4)).await;
         match choose(8) {
-            0 => return leader.finish(Ending::Failed(None), None),
-            1 => return leader.finish(Ending::Failed(Some(Arc::new("shared"))), None),
+            0 => return leader.fail(Clock.now()),
+            1 => return leader.finish(Ending::Failed(Arc::new("shared")), None),
             2 => return,
             _ => {}
         }

@@ -1,13 +1,16 @@
 //! The near tier alone.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use shuttle::future::{JoinHandle, block_on, spawn};
 
 use crate::{
     clock::{Clock, Instant},
     explore::{Row, choose, either, ended, pauses},
-    near::{Entry, Near, Watch},
+    near::{Entry, Erased, Near, Watch},
     stats::Registry,
     value::keyspace::Origin,
 };
@@ -32,8 +35,12 @@ impl World {
     }
 
     fn insert(&self, row: u64, watch: Watch) {
+        self.insert_value(Arc::new(row), watch);
+    }
+
+    fn insert_value(&self, value: Erased, watch: Watch) {
         let entry = Entry {
-            value: Arc::new(row),
+            value,
             origin: Origin::none(),
             watch,
             expires: Clock.now().saturating_add(Duration::from_secs(60)),
@@ -124,5 +131,43 @@ pub fn a_touch_never_brings_anything_back() {
         ended(tasks).await;
         world.check();
         assert_eq!(world.get(), sets.then_some(1), "what was stored last is served");
+    });
+}
+
+/// Uses the tier when it is dropped.
+struct Asking(Weak<World>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let Some(world) = self.0.upgrade() {
+            let _ = world.near.size();
+            world.touch();
+            world.insert(1, world.near.stripes.watch(NAMES));
+        }
+    }
+}
+
+/// The user's code runs under no lock, whoever drops the value last: a touch, a store, a removal, the end of the tier.
+pub fn a_value_may_ask_when_it_is_dropped() {
+    let world = World::new();
+    let insert = |world: &Arc<World>| {
+        world.insert_value(Arc::new(Asking(Arc::downgrade(world))), world.near.stripes.watch(NAMES));
+    };
+    insert(&world);
+    block_on(async {
+        let mut tasks = vec![task(&world, World::touch), task(&world, World::touch)];
+        tasks.push(match choose(3) {
+            0 => task(&world, |world| {
+                world.near.stripes.bump(KEY);
+                world.near.remove(KEY);
+            }),
+            1 => task(&world, |world| world.near.clear()),
+            _ => {
+                let world = world.clone();
+                spawn(async move { insert(&world) })
+            }
+        });
+        ended(tasks).await;
+        world.near.clear();
     });
 }

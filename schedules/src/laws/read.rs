@@ -15,7 +15,7 @@ use crate::{
         prefix,
     },
     options::Options,
-    read::{many::read_through_many, read_through, refresh},
+    read::{read_through, read_through_many, refresh},
     state::State,
     target::Target,
     value::{
@@ -63,6 +63,7 @@ impl World {
             binding: Binding { type_id: TypeId::of::<u64>(), origin: Origin::none() },
             profile: REPORT,
             version: 0,
+            schema: None,
             codec: None,
             strict: false,
         }
@@ -94,6 +95,8 @@ impl World {
             let fetch = async |_| Ok::<_, ()>(self.fetch(fails).await?.map(|row| (key.clone(), row)));
             let result = read_through_many(&[target], std::slice::from_ref(&key), fetch).await;
             result.ok()?.remove(0)
+        } else if let Some(value) = target.lookup_near() {
+            value
         } else {
             let share = either().then(Share::new);
             read_through(&target, self.fetch(fails), share).await.ok()?

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bb8_redis::redis::{Cmd, Value, cmd};
 
-use crate::value::envelope::{GENERATION, GENERATIONS_AT, HEAD, MAGIC, SEEN, STAMP, held};
+use crate::value::envelope::{GENERATION, GENERATIONS_AT, HEAD, MAGIC, SEEN, STAMP, held, is_of_later_format};
 
 /// What one call read.
 pub(super) struct Seen<'a> {
@@ -159,7 +159,8 @@ pub(super) fn lease(seen: &Seen<'_>) -> Option<Decision> {
     let mut commands = Vec::new();
     let noted = seen.keep(2, seen.number(3)?, Some(new), &mut commands)?;
     let generations = noted[GENERATION..].to_vec();
-    if seen.is_valid(&generations) && seen.head[..SEEN] != **refused {
+    // One of a later format is left alone by the caller.
+    if (seen.is_valid(&generations) && seen.head[..SEEN] != **refused) || is_of_later_format(&seen.head) {
         commands.push(command("GET", value));
         let at = commands.len() - 1;
         return write(commands, Answer::Found(at, generations));
@@ -208,7 +209,7 @@ pub(super) fn fill(seen: &Seen<'_>) -> Option<Decision> {
     let mut extended = Vec::new();
     let noted = seen.keep(2, seen.number(2)?, None, &mut extended);
     let accepted = noted.as_deref() == Some(&lease[held::NOTED_AT..]);
-    if accepted {
+    if accepted && **ttl != *b"0" {
         let entry = [head, &lease[held::NOTED_AT + GENERATION..], payload].concat();
         commands.push(command("SET", seen.keys[0]).arg(entry).arg("PX").arg(*ttl).take());
         commands.append(&mut extended);

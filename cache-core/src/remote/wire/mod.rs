@@ -1,15 +1,15 @@
 //! ONE server, whatever is said to it: its connections, whether it is tried at all, where it is found, its clock, and how
 //! commands go out. Knows Redis, and nothing of what this crate keeps there.
 
-mod account;
-mod breaker;
-mod connect;
-pub(crate) mod failure;
-mod pool;
 mod recovery;
 mod send;
-mod server_clock;
+mod breaker;
+mod pool;
+mod connect;
 mod topology;
+pub(crate) mod failure;
+mod account;
+mod server_clock;
 
 use std::time::Duration;
 
