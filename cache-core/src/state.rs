@@ -12,7 +12,7 @@ use crate::{
     },
     remote::Remote,
     sink::Sink,
-    stats::{Counters, Registry},
+    stats::{Counters, Edge, Registry},
     sync::{Arc, AtomicBool, AtomicU64, Ordering},
     task::Task,
 };
@@ -81,7 +81,7 @@ impl State {
 
     /// Counts and reports a failure of the remote tier that no caller sees.
     pub(crate) fn remote_failed(&self, what: &'static str, counters: &Counters, error: &Error) {
-        counters.remote_errors.increment();
+        counters.note(Edge::RemoteError);
         self.sink.report(what, error);
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     near::{Cached, Entry, Watch, erase},
     remote::Read,
     state::State,
-    stats::Slot,
+    stats::{Edge, Slot},
     sync::Arc,
     value::keyspace::Binding,
     value::{
@@ -106,14 +106,14 @@ impl Target<'_> {
         }
         let unusable = |count: bool| {
             if count {
-                counters.unusable.increment();
+                counters.note(Edge::Unusable);
             }
             Verdict::Miss { seen: Some(bytes.get(..envelope::SEEN).unwrap_or(bytes).to_vec()) }
         };
         let opened = match envelope::open(bytes, &self.purpose::<T>(), &read.generations) {
             Ok(opened) => opened,
             Err(Rejected::Newer) => {
-                counters.newer_version.increment();
+                counters.note(Edge::NewerVersion);
                 return Verdict::Newer;
             }
             Err(rejected) => return unusable(rejected == Rejected::Unusable),
@@ -237,16 +237,7 @@ impl Target<'_> {
 
     /// Counts and reports why a value was not stored, where no caller hears of it.
     pub(crate) fn not_stored(&self, slot: Slot, error: &Error) {
-        self.count_not_stored(slot, error);
+        self.state.stats.counters(slot).note(Edge::not_stored(error));
         self.state.sink.report("store", error);
-    }
-
-    pub(crate) fn count_not_stored(&self, slot: Slot, error: &Error) {
-        let counters = self.state.stats.counters(slot);
-        match error.kind() {
-            ErrorKind::TooLarge => counters.too_large.increment(),
-            ErrorKind::Encode => counters.encode_errors.increment(),
-            _ => counters.remote_errors.increment(),
-        }
     }
 }

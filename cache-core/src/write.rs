@@ -8,6 +8,7 @@ use crate::{
     near::Cached,
     pending::coverage::Coverage,
     remote::{Budget, Lease, Remote, breaks_connection},
+    stats::Edge,
     sync::Arc,
     target::Target,
     value::{
@@ -99,17 +100,18 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         let watch = target.watch();
         // After the watch: a fence that comes later bumps what is watched.
         if target.is_fenced() {
-            counters.refused.increment();
+            counters.note(Edge::Refused);
             return Ok(());
         }
-        target.keep_alone(&value, ttl, watch, slot).inspect_err(|error| target.count_not_stored(slot, error))?;
-        counters.stored.increment();
+        let kept = target.keep_alone(&value, ttl, watch, slot);
+        kept.inspect_err(|error| counters.note(Edge::not_stored(error)))?;
+        counters.note(Edge::Stored);
         return Ok(());
     };
     let encoded = match encode(target, remote, &value, ttl, Duration::ZERO) {
         Ok(encoded) => encoded,
         Err(error) => {
-            target.count_not_stored(slot, &error);
+            counters.note(Edge::not_stored(&error));
             // As without Redis: what cannot be stored replaces what is.
             let _ = invalidate::keys(state, std::slice::from_ref(&target.key)).await;
             return Err(error);
@@ -132,10 +134,10 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
     state.near.stripes.bump(target.key.as_str());
     state.near.remove(target.key.as_str());
     match stored {
-        Ok(true) => counters.stored.increment(),
-        Ok(false) => counters.refused.increment(),
+        Ok(true) => counters.note(Edge::Stored),
+        Ok(false) => counters.note(Edge::Refused),
         Err(error) => {
-            target.count_not_stored(slot, &error);
+            counters.note(Edge::not_stored(&error));
             // Refused: the older value must not be read as if nothing had happened.
             resend::later(state, Coverage::Key(Box::new(target.key.clone())));
             return Err(error);

@@ -9,6 +9,7 @@ use crate::{
     invalidate::{self, Invalidated},
     key::{FullKey, Prefix, TenantArgument, pattern, prefix, tag::encode_tag},
     read,
+    stats::Edge,
     sync::Arc,
     target::Target,
     value::{
@@ -73,8 +74,7 @@ impl Scoped {
     }
 
     fn count_invalidation<T>(&self, key: &Key<T>) {
-        let stats = &self.cache.state.stats;
-        stats.counters(stats.slot(key.keyspace().profile().name())).invalidations.increment();
+        self.cache.state.stats.note(key.keyspace().profile().name(), Edge::Invalidation);
     }
 
     fn target<T: 'static>(&self, key: &Key<T>) -> Result<Target<'_>, Error> {
@@ -381,6 +381,5 @@ pub(crate) fn bypass(cache: &Cache, profile: &str, error: &Error) {
 
 /// Counts a call that runs uncached for a reason that was reported.
 pub(crate) fn count_bypass(cache: &Cache, profile: &str) {
-    let stats = &cache.state.stats;
-    stats.counters(stats.slot(profile)).bypassed.increment();
+    cache.state.stats.note(profile, Edge::Bypassed);
 }

@@ -17,6 +17,7 @@ use crate::{
     invalidate::{self, Invalidated},
     key::{FullKey, KeyWriter, TenantArgument, prefix, tag::Tags},
     read,
+    stats::Edge,
     target::Target,
     value::{
         codec::CacheValue,
@@ -166,8 +167,7 @@ impl<'c> Call<'c> {
 
     /// Removes the value. Neither a TTL nor a tag that cannot be used is in the way: the key is known without them.
     pub async fn invalidate(self) -> Invalidated {
-        let stats = &self.cache.state.stats;
-        stats.counters(stats.slot(self.site.profile_name)).invalidations.increment();
+        self.cache.state.stats.note(self.site.profile_name, Edge::Invalidation);
         self.remove().await
     }
 

@@ -14,6 +14,7 @@ use crate::{
     near::Cached,
     remote::{Budget, Read},
     state::State,
+    stats::Edge,
     target::{Target, Verdict},
     value::{codec::CacheValue, keyspace::Origin},
 };
@@ -38,7 +39,7 @@ pub(crate) fn near_by_key<T: CacheValue>(state: &State, key: &FullKey, origin: &
     if decide(now, found.fresh_until) == Decision::Fetch {
         return None;
     }
-    state.stats.counters(found.slot).near_hit();
+    state.stats.counters(found.slot).note(Edge::NearHit);
     Some(found.value)
 }
 
@@ -51,11 +52,7 @@ pub(crate) async fn look<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(),
 
 /// The same where calls go on without Redis: a failure is reported, and counts as a miss.
 pub(crate) async fn look_or_go_on<T: CacheValue>(calls: &mut [Call<'_, T>]) {
-    if let Err(error) = remote(calls).await
-        && let Some(call) = calls.first()
-    {
-        call.state.sink.report("read", &error);
-    }
+    go_on(calls).await;
     missing(calls).for_each(Call::note_miss);
 }
 
@@ -67,12 +64,19 @@ fn missing<'c, 'a, T>(calls: &'c mut [Call<'a, T>]) -> impl Iterator<Item = &'c 
 /// Without this look all who join a flight after its last command was sent would fetch for themselves.
 pub(crate) async fn look_again<T: CacheValue>(call: &mut Call<'_, T>) -> Option<Cached<T>> {
     call.found = near(call.target);
-    if call.found.is_none()
-        && let Err(error) = remote(std::slice::from_mut(call)).await
+    if call.found.is_none() {
+        go_on(std::slice::from_mut(call)).await;
+    }
+    call.found.take()
+}
+
+/// Looks into Redis, and reports a failure: the calls go on without.
+async fn go_on<T: CacheValue>(calls: &mut [Call<'_, T>]) {
+    if let Err(error) = remote(calls).await
+        && let Some(call) = calls.first()
     {
         call.state.sink.report("read", &error);
     }
-    call.found.take()
 }
 
 async fn remote<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(), Error> {
@@ -86,7 +90,7 @@ async fn remote<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(), Error> {
             return Ok(());
         }
         let read = remote.read(&mut call.budget, &call.target.key).await;
-        let read = read.inspect_err(|_| call.counters.remote_errors.increment())?;
+        let read = read.inspect_err(|_| call.counters.note(Edge::RemoteError))?;
         call.accept(&read, asked);
         return Ok(());
     }
@@ -96,7 +100,7 @@ async fn remote<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(), Error> {
     let (mut budget, counters) = (first.budget, first.counters);
     let keys: Vec<_> = asking.iter().map(|(_, call)| call.target.key.clone()).collect();
     let reads = remote.read_many(&mut budget, &keys).await;
-    let reads = reads.inspect_err(|_| counters.remote_errors.increment());
+    let reads = reads.inspect_err(|_| counters.note(Edge::RemoteError));
     for ((asked, call), read) in asking.iter_mut().zip(reads.as_deref().unwrap_or_default()) {
         call.accept(read, *asked);
     }
@@ -116,7 +120,7 @@ impl<T: CacheValue> Call<'_, T> {
         match self.target.accept(read, asked.at, asked.watch, self.slot) {
             Verdict::Hit(value) => {
                 if !self.missed {
-                    self.counters.remote_hits.increment();
+                    self.counters.note(Edge::RemoteHit);
                 }
                 self.found = Some(value);
             }

@@ -29,6 +29,7 @@ use crate::{
     flight::{Awaited, Ending, Follower, Joined, Leader, Patience, nesting, share::Share},
     invalidate,
     near::{Cached, erase, unerase},
+    stats::Edge,
     target::Target,
     value::codec::CacheValue,
 };
@@ -105,7 +106,7 @@ async fn fly<'a, T: CacheValue, E>(
         let leader = match join(call, share).await {
             Step::Lead(leader) => Some(leader),
             Step::Done(result) => {
-                call.counters.coalesced.increment();
+                call.counters.note(Edge::Coalesced);
                 return result;
             }
             Step::GoAround => None,
@@ -115,7 +116,7 @@ async fn fly<'a, T: CacheValue, E>(
             return lead::lead_one(call, leader, fetch, share).await;
         }
         if let Some(value) = look::look_again(call).await {
-            call.counters.coalesced.increment();
+            call.counters.note(Edge::Coalesced);
             return Ok(value);
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     flight::nesting,
     read::call::Call,
     remote::Budget,
-    stats::Counters,
+    stats::{Counters, Edge},
     value::{codec::CacheValue, envelope::Id, keyspace::Binding},
 };
 
@@ -41,7 +41,7 @@ pub(super) async fn counted<'k, T: CacheValue, R, E>(
     let fetch = nesting::within(call.state.id, frames, fetch);
     let mut unfinished = Unfinished { counters: call.counters, failed: true };
     let _permit = if is_capped { call.state.cap.permit(call.state.options.lease).await } else { None };
-    call.counters.fetches.increment();
+    call.counters.note(Edge::Fetch);
     let result = fetch.await;
     unfinished.failed = result.is_err();
     result
@@ -91,7 +91,7 @@ struct Unfinished<'a> {
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if self.failed {
-            self.counters.failed_fetches.increment();
+            self.counters.note(Edge::FailedFetch);
         }
     }
 }
