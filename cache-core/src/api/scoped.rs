@@ -132,8 +132,9 @@ impl Scoped {
         }
     }
 
-    /// The value, or the error of `fetch`, untouched. Errors are not stored; a call that waited for a fetch that
-    /// failed fetches for itself.
+    /// The value, or the error of `fetch`, untouched. Errors are not stored; calls that waited for a fetch that failed take
+    /// turns: one fetches after the other. [`try_get_or_fetch_shared`](Self::try_get_or_fetch_shared) and
+    /// [`try_get_or_fetch_arc`](Self::try_get_or_fetch_arc) give them its error instead.
     ///
     /// # Errors
     /// Those of `fetch` only.
@@ -149,11 +150,14 @@ impl Scoped {
         self.read(key, fetch, None).await
     }
 
-    /// Like [`try_get_or_fetch`](Self::try_get_or_fetch); the calls that waited for a fetch that failed get its
-    /// error, cloned.
+    /// Like [`try_get_or_fetch`](Self::try_get_or_fetch); the calls of this process that waited for a fetch that failed get
+    /// its error, cloned. Where `Clone` panics they take turns.
     ///
     /// # Errors
     /// Those of `fetch` only.
+    ///
+    /// # Cancellation
+    /// As [`get_or_fetch`](Self::get_or_fetch).
     pub async fn try_get_or_fetch_shared<T, V, E, F>(
         &self,
         key: &Key<T>,
@@ -165,7 +169,46 @@ impl Scoped {
         E: Clone + Send + Sync + 'static,
         F: Future<Output = Result<V, E>>,
     {
-        self.read(key, fetch, Some(Share::new())).await
+        self.read(key, fetch, Some(Share::by(E::clone))).await
+    }
+
+    /// Like [`try_get_or_fetch`](Self::try_get_or_fetch), for an error that cannot be cloned: the calls of this process that
+    /// waited for a fetch that failed get its error, behind one `Arc`. They share it with calls of this verb alone. Cost: one
+    /// allocation for each failed fetch.
+    ///
+    /// ```
+    /// use cache_core::{Cache, Keyspace, profiles::WORKFLOW_DEF};
+    /// use std::{io, sync::Arc};
+    ///
+    /// const WORKFLOWS: Keyspace<String> = WORKFLOW_DEF.of();
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), cache_core::Error> {
+    /// let acme = Cache::in_memory().tenant("acme")?;
+    /// let fetch = || async { Err::<String, _>(io::Error::other("no upstream")) };
+    /// let result: Result<Arc<String>, Arc<io::Error>> = acme.try_get_or_fetch_arc(&WORKFLOWS.key("abc-456"), fetch).await;
+    /// assert_eq!(result.unwrap_err().to_string(), "no upstream");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `fetch` only.
+    ///
+    /// # Cancellation
+    /// As [`get_or_fetch`](Self::get_or_fetch).
+    pub async fn try_get_or_fetch_arc<T, V, E, F>(
+        &self,
+        key: &Key<T>,
+        fetch: impl FnOnce() -> F,
+    ) -> Result<Arc<T>, Arc<E>>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        E: Send + Sync + 'static,
+        F: Future<Output = Result<V, E>>,
+    {
+        self.read(key, || async { fetch().await.map_err(Arc::new) }, Some(Share::by(Arc::clone))).await
     }
 
     async fn read<T: CacheValue, V: Into<Arc<T>>, E, F: Future<Output = Result<V, E>>>(
