@@ -98,7 +98,7 @@ impl World {
         } else if let Some(value) = near(&target) {
             value
         } else {
-            let share = either().then(Share::new);
+            let share = either().then(|| Share::by(Clone::clone));
             read_through(&target, self.fetch(fails), share).await.ok()?
         };
         let row = *row.unwrap();
