@@ -100,7 +100,7 @@ guard "must-miss of the journal" $src/pending/journal.rs 's/self\.has_pending\(\
     journal a_pending_invalidation_is_a_miss_here_at_once_and_everywhere_once_the_server_is_reached
 guard "replica refused" $src/remote/wire/connect.rs 's/is_master && !refused\n/is_master || !refused || true\n/' \
     sentinel sentinels_that_are_gone_hang_or_are_wrong_are_passed_over
-guard "watch of the primary" $src/remote/wire/topology.rs 's/sentinels\.address\(host, port\) != \*used\.get_connection_info\(\)\.addr\(\)/false \&\& $&/' \
+guard "watch of the primary" $src/remote/wire/topology.rs 's/named != \*used\.get_connection_info\(\)\.addr\(\)/false \&\& $&/' \
     sentinel nobody_stays_with_a_primary_that_was_given_up_while_it_lives
 guard "sweep over one connection" $src/remote/wire/send.rs \
     's/match command\.query_async::<Value>\(&mut connection\.handle\.clone\(\)\)\.await \{\s+Ok\(reply\) if answers\(&reply\) => Ok\(reply\),.*?\n            \}\n/self.attempt(Some(connection.clone()), command, answers, Tries::Two).await.map(|(reply, _)| reply)\n/s; s/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \

@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) linking: Task,
     /// Closed or disabled: every call fetches.
     pub(crate) off: AtomicBool,
+    /// The environment is wrong: there may be a Redis that this cache does not know.
+    pub(crate) cut_off: bool,
     /// Closed: nothing is sent any more. A cache that is only disabled still invalidates for the others.
     pub(crate) closed: AtomicBool,
 }
@@ -61,6 +63,7 @@ impl State {
             waiters: Waiters::default(),
             linking: Task::new(clock),
             off: AtomicBool::new(off),
+            cut_off: false,
             closed: AtomicBool::new(false),
             options,
             clock,

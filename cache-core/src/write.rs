@@ -87,6 +87,8 @@ pub(crate) async fn fill(
 pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) -> Result<(), Error> {
     let (state, slot) = (target.state, target.slot());
     if state.is_off() {
+        // Not stored, and all the same newer than what the others have.
+        let _ = invalidate::keys(state, std::slice::from_ref(&target.key)).await;
         return Err(closed());
     }
     let Some(ttl) = target.fresh_ttl(value.is_none()) else {
@@ -109,8 +111,15 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         counters.note(Edge::Stored);
         return Ok(());
     };
-    let encoded = encode(target, remote, &value, ttl, Duration::ZERO);
-    let encoded = encoded.inspect_err(|error| counters.note(Edge::not_stored(error)))?;
+    let encoded = match encode(target, remote, &value, ttl, Duration::ZERO) {
+        Ok(encoded) => encoded,
+        Err(error) => {
+            counters.note(Edge::not_stored(&error));
+            // As without Redis: what cannot be stored replaces what is.
+            let _ = invalidate::keys(state, std::slice::from_ref(&target.key)).await;
+            return Err(error);
+        }
+    };
     let mut budget = Budget::new(state.options.op_timeout);
     // Before: a copy read from now on may be older than this value. After: one read meanwhile may be, too. The
     // value itself is not kept near: another process's newer one may have been announced already.

@@ -34,6 +34,16 @@ pub mod api {
         one + two + three + four + five + six + seven
     }
 
+    /// With an error that is not `Clone`.
+    #[cached(ttl = 1, share_error = copied)]
+    pub async fn fails(shape: u8) -> Result<u8, std::io::Error> {
+        Err(std::io::Error::other(format!("{shape}")))
+    }
+
+    fn copied(probe: &std::io::Error) -> std::io::Error {
+        std::io::Error::new(probe.kind(), probe.to_string())
+    }
+
     /// Not there.
     #[cached(ttl = 1)]
     #[cfg(any())]

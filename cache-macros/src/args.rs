@@ -11,7 +11,7 @@ use syn::{Expr, Token};
 use crate::mistakes::Mistakes;
 
 /// Every argument with an example of its use, in the order of the manual.
-const ARGUMENTS: [(&str, &str); 14] = [
+const ARGUMENTS: [(&str, &str); 15] = [
     ("ttl", "ttl = \"5m\""),
     ("profile", "profile = WORKFLOW_DEF"),
     ("key_prefix", "key_prefix = \"api\""),
@@ -24,6 +24,7 @@ const ARGUMENTS: [(&str, &str); 14] = [
     ("negative_ttl", "negative_ttl = \"10s\""),
     ("version", "version = 2"),
     ("schema", "schema = \"report\""),
+    ("share_error", "share_error = clone_error"),
     ("companions", "companions = false"),
     ("crate", "crate = \"my_cache\""),
 ];
@@ -49,6 +50,7 @@ pub(crate) struct Args {
     pub(crate) negative_ttl: Option<Given<Expr>>,
     pub(crate) version: Option<Given<Expr>>,
     pub(crate) schema: Option<Given<Expr>>,
+    pub(crate) share_error: Option<Given<Expr>>,
     pub(crate) companions: Option<Given<Expr>>,
     pub(crate) krate: Option<Given<Expr>>,
     /// An argument could not be read, so that its absence says nothing.
@@ -103,6 +105,7 @@ impl Args {
             "negative_ttl" => &mut self.negative_ttl,
             "version" => &mut self.version,
             "schema" => &mut self.schema,
+            "share_error" => &mut self.share_error,
             "companions" => &mut self.companions,
             "crate" => &mut self.krate,
             _ => return None,

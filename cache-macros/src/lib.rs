@@ -74,6 +74,7 @@ use proc_macro::TokenStream;
 /// | `negative_ttl = 10`, `"10s"` | life of a `None` | `None` is not cached |
 /// | `version = 2` | version of the type: raise it when old entries must not be read | 0 |
 /// | `schema = "report"` | what the value's type is called in stored entries, so that it may be moved or renamed; see `Keyspace::with_schema` | its own name, with its modules |
+/// | `share_error = PATH` | a `fn(&E) -> E` that copies an error, without the function's arguments: so calls that wait for a fetch that fails get its error though it is not `Clone` | errors that are `Clone + Send + Sync` are shared, with others waiting calls take turns |
 /// | `companions = NAME`, `false` | name of the companion type, or none | the function's name |
 /// | `crate = "path"` | where cache-core is, if it was renamed | `::cache_core` |
 ///

@@ -132,8 +132,9 @@ impl Scoped {
         }
     }
 
-    /// The value, or the error of `fetch`, untouched. Errors are not stored; a call that waited for a fetch that
-    /// failed fetches for itself.
+    /// The value, or the error of `fetch`, untouched. Errors are not stored; calls that waited for a fetch that failed take
+    /// turns: one fetches after the other. [`try_get_or_fetch_shared`](Self::try_get_or_fetch_shared) and
+    /// [`try_get_or_fetch_arc`](Self::try_get_or_fetch_arc) give them its error instead.
     ///
     /// # Errors
     /// Those of `fetch` only.
@@ -149,11 +150,14 @@ impl Scoped {
         self.read(key, fetch, None).await
     }
 
-    /// Like [`try_get_or_fetch`](Self::try_get_or_fetch); the calls that waited for a fetch that failed get its
-    /// error, cloned.
+    /// Like [`try_get_or_fetch`](Self::try_get_or_fetch); the calls of this process that waited for a fetch that failed get
+    /// its error, cloned. Where `Clone` panics they take turns.
     ///
     /// # Errors
     /// Those of `fetch` only.
+    ///
+    /// # Cancellation
+    /// As [`get_or_fetch`](Self::get_or_fetch).
     pub async fn try_get_or_fetch_shared<T, V, E, F>(
         &self,
         key: &Key<T>,
@@ -165,7 +169,46 @@ impl Scoped {
         E: Clone + Send + Sync + 'static,
         F: Future<Output = Result<V, E>>,
     {
-        self.read(key, fetch, Some(Share::new())).await
+        self.read(key, fetch, Some(Share::by(E::clone))).await
+    }
+
+    /// Like [`try_get_or_fetch`](Self::try_get_or_fetch), for an error that cannot be cloned: the calls of this process that
+    /// waited for a fetch that failed get its error, behind one `Arc`. They share it with calls of this verb alone. Cost: one
+    /// allocation for each failed fetch.
+    ///
+    /// ```
+    /// use cache_core::{Cache, Keyspace, profiles::WORKFLOW_DEF};
+    /// use std::{io, sync::Arc};
+    ///
+    /// const WORKFLOWS: Keyspace<String> = WORKFLOW_DEF.of();
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), cache_core::Error> {
+    /// let acme = Cache::in_memory().tenant("acme")?;
+    /// let fetch = || async { Err::<String, _>(io::Error::other("no upstream")) };
+    /// let result: Result<Arc<String>, Arc<io::Error>> = acme.try_get_or_fetch_arc(&WORKFLOWS.key("abc-456"), fetch).await;
+    /// assert_eq!(result.unwrap_err().to_string(), "no upstream");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `fetch` only.
+    ///
+    /// # Cancellation
+    /// As [`get_or_fetch`](Self::get_or_fetch).
+    pub async fn try_get_or_fetch_arc<T, V, E, F>(
+        &self,
+        key: &Key<T>,
+        fetch: impl FnOnce() -> F,
+    ) -> Result<Arc<T>, Arc<E>>
+    where
+        T: CacheValue,
+        V: Into<Arc<T>>,
+        E: Send + Sync + 'static,
+        F: Future<Output = Result<V, E>>,
+    {
+        self.read(key, || async { fetch().await.map_err(Arc::new) }, Some(Share::by(Arc::clone))).await
     }
 
     async fn read<T: CacheValue, V: Into<Arc<T>>, E, F: Future<Output = Result<V, E>>>(
@@ -241,8 +284,9 @@ impl Scoped {
     /// round trip. Of two racing calls the last to arrive wins.
     ///
     /// # Errors
-    /// A key that cannot be used, a value that cannot be serialised or is above `max_value`, or Redis cannot be
-    /// reached in time: whether the value was stored is then unknown.
+    /// A key that cannot be used. A value that cannot be serialised or is above `max_value`, and a cache that is disabled: the
+    /// older value is removed in every process all the same. A cache that is closed. Redis cannot be reached in time: whether
+    /// the value was stored is then unknown.
     pub async fn set<T: CacheValue>(&self, key: &Key<T>, value: impl Into<Arc<T>>) -> Result<(), Error> {
         write::set(&self.target(key)?, Some(value.into())).await
     }
@@ -272,7 +316,8 @@ impl Scoped {
         read::touch(&self.target(key)?).await
     }
 
-    /// Removes a value: no fetch that began before can bring it back. Cost: at most one round trip.
+    /// Removes a value: no fetch that began before can bring it back. A key that cannot be used is reported in the log. Cost:
+    /// at most one round trip.
     pub async fn invalidate<T: 'static>(&self, key: &Key<T>) -> Invalidated {
         self.invalidate_many(std::slice::from_ref(key)).await
     }
@@ -305,31 +350,43 @@ impl Scoped {
     /// # }
     /// ```
     pub async fn invalidate_and_hold<T: 'static>(&self, key: &Key<T>, hold: Duration) -> Invalidated {
-        // A key that cannot be used names no entry.
-        let Ok(name) = self.name(key) else { return Invalidated::Applied };
-        self.count_invalidation(key);
-        invalidate::hold(&self.cache.state, &name, hold).await
+        match self.name(key) {
+            Ok(name) => {
+                self.count_invalidation(key);
+                invalidate::hold(&self.cache.state, &name, hold).await
+            }
+            Err(error) => invalidate::unnamed(&self.cache.state, &error),
+        }
     }
 
     /// Removes values. Cost: at most one round trip for all.
     pub async fn invalidate_many<T: 'static>(&self, keys: &[Key<T>]) -> Invalidated {
-        // A key that cannot be used names no entry.
-        let names = keys.iter().filter_map(|key| self.name(key).inspect(|_| self.count_invalidation(key)).ok());
-        invalidate::keys(&self.cache.state, &names.collect::<Vec<_>>()).await
+        let (mut names, mut others) = (Vec::with_capacity(keys.len()), Invalidated::Applied);
+        for key in keys {
+            match self.name(key) {
+                Ok(name) => {
+                    self.count_invalidation(key);
+                    names.push(name);
+                }
+                Err(error) => others = others.and(invalidate::unnamed(&self.cache.state, &error)),
+            }
+        }
+        invalidate::keys(&self.cache.state, &names).await.and(others)
     }
 
     /// Removes what a pattern over `profile:identifier` covers, for instance `workflow_def:abc*`. `*` stands for any
     /// text and is the only wildcard. Cost: one round trip where it covers a whole profile (`workflow_def:*`) or
     /// tenant (`*`); else one per thousand keys on the server, which is never blocked.
     ///
-    /// A pattern has at most 512 bytes, percent-encoded. An empty one covers nothing; it and one that is too long are
-    /// reported in the log.
+    /// A pattern has at most 512 bytes, percent-encoded. A longer one removes nothing and is `Pending`, an empty one covers
+    /// nothing; both are reported in the log.
     pub async fn invalidate_pattern(&self, pattern: &str) -> Invalidated {
         match pattern::parse(pattern) {
             Ok(pattern) => invalidate::pattern(&self.cache.state, &self.prefix, pattern).await,
             Err(error) => {
                 self.cache.state.sink.report("pattern", &error);
-                Invalidated::Applied
+                // A long one may be made of wildcards.
+                if pattern.is_empty() { Invalidated::Applied } else { Invalidated::Pending }
             }
         }
     }

@@ -12,7 +12,7 @@ pub use std::string::String;
 pub use self::{
     argument::Arg,
     call::Call,
-    shape::{Probe, Put, Shape},
+    shape::{Probe, Put, Shape, share_by},
     site::{Place, Site},
 };
 pub use crate::{

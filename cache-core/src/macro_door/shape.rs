@@ -93,6 +93,10 @@ macro_rules! shapes {
             type Error = $fails;
         }
 
+        $(impl<T, $error> CanFail for $shape<T, $error> {
+            type Error = $error;
+        })?
+
         impl<T: CacheValue $($clone)* $(, $error)?> Shape<$returned> for $shape<T $(, $error)?> {
             type Value = T;
             type Error = $fails;
@@ -137,31 +141,63 @@ pub trait Fails {
     type Error;
 }
 
+/// The error type of a shape of a `Result`.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "`share_error` is for errors, and this function returns no `Result`",
+    label = "returns no error: remove `share_error`, or return a `Result`"
+)]
+pub trait CanFail {
+    type Error;
+}
+
 /// A shape whose errors are shared with the calls that waited.
-#[derive(Clone, Copy, Debug)]
-pub struct Sharing<S>(S);
+pub struct Sharing<S, E> {
+    shape: S,
+    copy: fn(&E) -> E,
+}
 
-impl<R, S: Shape<R>> Shape<R> for Sharing<S>
+impl<S: Copy, E> Clone for Sharing<S, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S: Copy, E> Copy for Sharing<S, E> {}
+
+impl<S, E> std::fmt::Debug for Sharing<S, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sharing")
+    }
+}
+
+/// The shape whose errors are shared by a function of the user.
+#[inline]
+pub fn share_by<S: CanFail>(shape: S, copy: fn(&S::Error) -> S::Error) -> Sharing<S, S::Error>
 where
-    S::Error: Clone + Send + Sync + 'static,
+    S::Error: Send + Sync + 'static,
 {
-    type Value = S::Value;
-    type Error = S::Error;
+    Sharing { shape, copy }
+}
 
-    fn split(self, returned: R) -> Result<Option<Arc<S::Value>>, S::Error> {
-        self.0.split(returned)
+impl<R, E: Send + Sync + 'static, S: Shape<R, Error = E>> Shape<R> for Sharing<S, E> {
+    type Value = S::Value;
+    type Error = E;
+
+    fn split(self, returned: R) -> Result<Option<Arc<S::Value>>, E> {
+        self.shape.split(returned)
     }
 
     fn join(self, value: Cached<S::Value>) -> Option<R> {
-        self.0.join(value)
+        self.shape.join(value)
     }
 
-    fn fail(self, error: S::Error) -> R {
-        self.0.fail(error)
+    fn fail(self, error: E) -> R {
+        self.shape.fail(error)
     }
 
-    fn sharing(self) -> Option<Share<S::Error>> {
-        Some(Share::new())
+    fn sharing(self) -> Option<Share<E>> {
+        Some(Share::by(self.copy))
     }
 }
 
@@ -176,10 +212,10 @@ impl<S: Fails + Copy> ShareCloned for &S
 where
     S::Error: Clone + Send + Sync + 'static,
 {
-    type Shared = Sharing<S>;
+    type Shared = Sharing<S, S::Error>;
 
-    fn share(&self) -> Sharing<S> {
-        Sharing(**self)
+    fn share(&self) -> Sharing<S, S::Error> {
+        Sharing { shape: **self, copy: Clone::clone }
     }
 }
 

@@ -72,12 +72,13 @@ pub(crate) async fn refresh<T: CacheValue, E>(
     target: &Target<'_>,
     fetch: impl Future<Output = Result<Cached<T>, E>>,
 ) -> Result<Cached<T>, E> {
+    // Also where the call runs uncached: others store. Where Redis cannot be reached the outcome is reported there, and
+    // the fetch is worth its value all the same.
+    let _ = invalidate::keys(target.state, std::slice::from_ref(&target.key)).await;
     let mut call = Call::new(target);
     if call.must_bypass() {
         return fetch.await;
     }
-    // Where Redis cannot be reached the outcome is reported there, and the fetch is worth its value all the same.
-    let _ = invalidate::keys(target.state, std::slice::from_ref(&target.key)).await;
     match call.join() {
         Joined::Leader(leader) => lead::lead_one(&mut call, leader, fetch, None).await,
         // Its fetch began after the invalidation and so is as new; ours need not be stored.

@@ -1,9 +1,9 @@
 //! What the type of a value is called in an entry: the same in every process, whichever compiler built it.
 //!
-//! A name that the user gives is that. By default it is the type's own name, with the modules it stands in and those of
-//! its parameters, as the source has them: two types of one bare name are two types. The compiler tells that name, and promises
-//! nothing about its form, so that only the names are taken from it: no lifetimes, spaces or
-//! closures, and of the standard library, which moves its types between its crates, the last name alone.
+//! A name that the user gives is taken as it is. By default the name is the type's own, as the source has it: with its
+//! modules and its type arguments, so that two types of one bare name are two types. `type_name` tells it, and its form is
+//! promised by nobody. So only what the source says is taken from it: no lifetimes, spaces or closures, and of a type of the
+//! standard library, which moves types between its crates and modules, the last name alone.
 
 use std::{any::type_name, cell::RefCell, collections::HashMap};
 

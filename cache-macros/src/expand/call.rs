@@ -52,6 +52,15 @@ impl Expansion<'_> {
         let output = &self.model.output;
         let generics = &plan.output_generics;
         let clause = &generics.where_clause;
+        let shared = match &self.model.share_error {
+            Some(copy) => quote_spanned!(output.span().resolved_at(Span::mixed_site())=> #door::share_by(shape, #copy)),
+            None => quote_spanned! {output.span().resolved_at(Span::mixed_site())=>
+                {
+                    use #door::autoref::*;
+                    (&&shape).share()
+                }
+            },
+        };
         // The type is named outside the blocks: the glob could shadow it.
         quote_spanned! {output.span().resolved_at(Span::mixed_site())=>
             #[inline]
@@ -61,10 +70,7 @@ impl Expansion<'_> {
                     use #door::autoref::*;
                     (&&&&&probe).pick()
                 };
-                {
-                    use #door::autoref::*;
-                    (&&shape).share()
-                }
+                #shared
             }
         }
     }

@@ -36,6 +36,8 @@ pub(crate) struct Model {
     pub(crate) cache: Option<Expr>,
     /// `None`: no tags.
     pub(crate) tags: Option<Expr>,
+    /// `None`: errors are shared where they can be cloned.
+    pub(crate) share_error: Option<Expr>,
     pub(crate) companions: Companions,
 }
 
@@ -92,6 +94,7 @@ pub(crate) fn check(args: TokenStream, item: TokenStream) -> syn::Result<Model> 
         roles,
         cache: args.cache.map(|given| given.value),
         tags: args.tags.map(|given| given.value),
+        share_error: args.share_error.map(|given| given.value),
         companions: companions.unwrap_or(Companions::Function),
     })
 }

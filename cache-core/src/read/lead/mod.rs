@@ -120,8 +120,8 @@ pub(crate) async fn lead<'a, T: CacheValue, E, F: Future<Output = Result<Vec<Cac
             // The leases are released by their guards: an error is not held across an await, so it need not be `Send`.
             Err(error) => {
                 for ready in &ready {
-                    match share {
-                        Some(share) => ready.leader.finish(Ending::Failed(share.erase(&error)), None),
+                    match share.and_then(|share| share.erase(&error)) {
+                        Some(error) => ready.leader.finish(Ending::Failed(error), None),
                         None => ready.leader.fail(state.clock.now()),
                     }
                 }

@@ -1,0 +1,16 @@
+use std::rc::Rc;
+
+use cache_core::cached;
+
+struct LoadError(Rc<str>);
+
+fn copy(error: &LoadError) -> LoadError {
+    LoadError(error.0.clone())
+}
+
+#[cached(ttl = 300, share_error = copy)]
+async fn load(id: u64) -> Result<u64, LoadError> {
+    Ok(id)
+}
+
+fn main() {}
