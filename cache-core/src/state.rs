@@ -4,8 +4,7 @@ use crate::{
     clock::Clock,
     error::Error,
     flight::{Flights, cap::Cap, waiters::Waiters},
-    key::FullKey,
-    near::{Cached, Near},
+    near::Near,
     options::Options,
     pending::{
         fences::Fences,
@@ -13,10 +12,9 @@ use crate::{
     },
     remote::Remote,
     sink::Sink,
-    stats::{Counters, Registry},
+    stats::{Counters, Edge, Registry},
     sync::{Arc, AtomicBool, AtomicU64, Ordering},
     task::Task,
-    value::{codec::CacheValue, keyspace::Origin},
 };
 
 /// What the clones of a cache share.
@@ -81,20 +79,9 @@ impl State {
         self.off.load(Ordering::Acquire)
     }
 
-    /// The value under `key`, if the near tier may serve it to this function. Counted as a hit.
-    #[inline]
-    pub(crate) fn lookup_near<T: CacheValue>(&self, key: &FullKey, origin: &Origin) -> Option<Cached<T>> {
-        if self.is_off() {
-            return None;
-        }
-        let (value, slot) = self.near.get(key.as_str(), key.tags(), origin, self.clock.now())?;
-        self.stats.counters(slot).near_hit();
-        Some(value)
-    }
-
     /// Counts and reports a failure of the remote tier that no caller sees.
     pub(crate) fn remote_failed(&self, what: &'static str, counters: &Counters, error: &Error) {
-        counters.remote_errors.increment();
+        counters.note(Edge::RemoteError);
         self.sink.report(what, error);
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::sync::{AtomicU64, AtomicUsize, Mutex, OnceLock, Ordering};
+use crate::{
+    error::{Error, ErrorKind},
+    sync::{AtomicU64, AtomicUsize, Mutex, OnceLock, Ordering},
+};
 
 /// Profiles counted on their own; later ones share the last slot, named `other`.
 const MAX_PROFILES: usize = u8::MAX as usize;
@@ -33,8 +36,8 @@ thread_local! {
     static CELL: usize = NEXT_CELL.fetch_add(1, Ordering::Relaxed) % CELLS;
 }
 
-macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+macro_rules! edges {
+    ($($(#[doc = $doc:literal])+ $edge:ident => $name:ident,)+) => {
         /// Counters of one profile since the cache was built.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
@@ -44,16 +47,32 @@ macro_rules! counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
+        /// An edge of the picture that a call took. Each is counted by the field of [`ProfileStats`] that says what it means.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Edge {
+            NearHit,
+            $($edge,)+
+        }
+
         /// Live counters of one profile.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             near_hits: SpreadCounter,
-            $(pub(crate) $name: Counter,)+
+            $($name: AtomicU64,)+
         }
 
         impl Counters {
+            #[inline]
+            pub(crate) fn note(&self, edge: Edge) {
+                let counter = match edge {
+                    Edge::NearHit => return self.near_hits.increment(),
+                    $(Edge::$edge => &self.$name,)+
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+
             fn snapshot(&self) -> ProfileStats {
-                ProfileStats { near_hits: self.near_hits.sum(), $($name: self.$name.get(),)+ }
+                ProfileStats { near_hits: self.near_hits.sum(), $($name: self.$name.load(Ordering::Relaxed),)+ }
             }
         }
 
@@ -66,41 +85,45 @@ macro_rules! counters {
     };
 }
 
-counters! {
+edges! {
     /// Calls answered by Redis, in one round trip.
-    remote_hits,
+    RemoteHit => remote_hits,
     /// Calls that found nothing in either tier.
-    misses,
+    Miss => misses,
     /// Runs of the user's fetch.
-    fetches,
+    Fetch => fetches,
     /// Runs of the user's fetch that returned an error or were dropped before they ended.
-    failed_fetches,
+    FailedFetch => failed_fetches,
     /// Calls answered by the fetch of another call, in this process or in another.
-    coalesced,
+    Coalesced => coalesced,
     /// Values stored: accepted by Redis, or by the near tier of a cache without Redis.
-    stored,
+    Stored => stored,
     /// Fetched values not stored because an invalidation came while they were fetched, or the lease was lost.
-    refused,
+    Refused => refused,
     /// Values not stored because they are above `max_value`, or without Redis too large for the near tier.
-    too_large,
+    TooLarge => too_large,
     /// Values not stored, or not kept near, because they could not be serialised or are nested too deeply.
-    encode_errors,
+    EncodeError => encode_errors,
     /// Entries in Redis that were not usable: truncated, garbage, of another type, key or older version.
-    unusable,
+    Unusable => unusable,
     /// Entries of a newer version of the type, left alone for the newer binary.
-    newer_version,
+    NewerVersion => newer_version,
     /// Commands to Redis that failed or were not sent because Redis failed a moment ago.
-    remote_errors,
+    RemoteError => remote_errors,
     /// Calls that ran uncached: bad key, no tenant where one is demanded, a fetch that asked for its own key.
-    bypassed,
+    Bypassed => bypassed,
     /// Invalidations, of keys, patterns, keyspaces and tenants.
-    invalidations,
+    Invalidation => invalidations,
 }
 
-impl Counters {
-    #[inline]
-    pub(crate) fn near_hit(&self) {
-        self.near_hits.increment();
+impl Edge {
+    /// The edge that ends with a value not stored.
+    pub(crate) fn not_stored(error: &Error) -> Self {
+        match error.kind() {
+            ErrorKind::TooLarge => Self::TooLarge,
+            ErrorKind::Encode => Self::EncodeError,
+            _ => Self::RemoteError,
+        }
     }
 }
 
@@ -112,24 +135,6 @@ impl ProfileStats {
         let hits = self.near_hits + self.remote_hits + self.coalesced;
         let calls = self.near_hits + self.remote_hits + self.misses;
         (calls > 0).then(|| 100.0 * hits.min(calls) as f64 / calls as f64)
-    }
-}
-
-/// One counter.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn increment(&self) {
-        self.add(1);
-    }
-
-    pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -187,6 +192,11 @@ impl Registry {
         self.slots[usize::from(slot.0)].get_or_init(Counters::default)
     }
 
+    /// Notes an edge of a call that has no slot of its own at hand. As costly as [`slot`](Self::slot).
+    pub(crate) fn note(&self, profile: &str, edge: Edge) {
+        self.counters(self.slot(profile)).note(edge);
+    }
+
     pub(crate) fn snapshot(&self) -> Stats {
         let mut stats = Stats::default();
         for (name, slot) in self.names.lock().iter() {
@@ -216,7 +226,7 @@ mod tests {
     fn profiles_beyond_the_cap_share_one_slot() {
         let registry = Registry::default();
         for i in 0..MAX_PROFILES + 5 {
-            registry.counters(registry.slot(&format!("p{i}"))).misses.increment();
+            registry.note(&format!("p{i}"), Edge::Miss);
         }
         let stats = registry.snapshot();
         assert_eq!(stats.profiles["other"].misses, 5);

@@ -9,7 +9,7 @@ use crate::{
     near::{Cached, Entry, Watch, erase},
     remote::Read,
     state::State,
-    stats::Slot,
+    stats::{Edge, Slot},
     sync::Arc,
     value::keyspace::Binding,
     value::{
@@ -55,14 +55,6 @@ pub(crate) enum Verdict<T> {
 }
 
 impl Target<'_> {
-    #[inline]
-    pub(crate) fn lookup_near<T: CacheValue>(&self) -> Option<Cached<T>> {
-        if self.strict && self.state.remote.is_some() {
-            return None;
-        }
-        self.state.lookup_near(&self.key, &self.binding.origin)
-    }
-
     /// Whether a write fence of this process is up.
     pub(crate) fn is_fenced(&self) -> bool {
         self.state.fences.is_up(self.key.as_str(), self.state.clock.now())
@@ -114,14 +106,14 @@ impl Target<'_> {
         }
         let unusable = |count: bool| {
             if count {
-                counters.unusable.increment();
+                counters.note(Edge::Unusable);
             }
             Verdict::Miss { seen: Some(bytes.get(..envelope::SEEN).unwrap_or(bytes).to_vec()) }
         };
         let opened = match envelope::open(bytes, &self.purpose::<T>(), &read.generations) {
             Ok(opened) => opened,
             Err(Rejected::Newer) => {
-                counters.newer_version.increment();
+                counters.note(Edge::NewerVersion);
                 return Verdict::Newer;
             }
             Err(rejected) => return unusable(rejected == Rejected::Unusable),
@@ -218,7 +210,7 @@ impl Target<'_> {
             value: erase(value),
             origin,
             watch,
-            expires: until[0],
+            fresh_until: until[0],
             sure_until: until[1],
             negative: value.is_none(),
             slot,
@@ -243,14 +235,9 @@ impl Target<'_> {
         Err(Error::new(ErrorKind::TooLarge, message))
     }
 
-    /// Counts and reports why a value was not stored.
+    /// Counts and reports why a value was not stored, where no caller hears of it.
     pub(crate) fn not_stored(&self, slot: Slot, error: &Error) {
-        let counters = self.state.stats.counters(slot);
-        match error.kind() {
-            ErrorKind::TooLarge => counters.too_large.increment(),
-            ErrorKind::Encode => counters.encode_errors.increment(),
-            _ => counters.remote_errors.increment(),
-        }
+        self.state.stats.counters(slot).note(Edge::not_stored(error));
         self.state.sink.report("store", error);
     }
 }

@@ -6,8 +6,9 @@ use crate::{
     error::{Error, ErrorKind},
     invalidate::{self, resend},
     near::Cached,
-    pending::journal::Coverage,
+    pending::coverage::Coverage,
     remote::{Budget, Lease, Remote, breaks_connection},
+    stats::Edge,
     sync::Arc,
     target::Target,
     value::{
@@ -99,16 +100,18 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         let watch = target.watch();
         // After the watch: a fence that comes later bumps what is watched.
         if target.is_fenced() {
-            counters.refused.increment();
+            counters.note(Edge::Refused);
             return Ok(());
         }
-        target.keep_alone(&value, ttl, watch, slot)?;
-        counters.stored.increment();
+        let kept = target.keep_alone(&value, ttl, watch, slot);
+        kept.inspect_err(|error| counters.note(Edge::not_stored(error)))?;
+        counters.note(Edge::Stored);
         return Ok(());
     };
     let encoded = match encode(target, remote, &value, ttl, Duration::ZERO) {
         Ok(encoded) => encoded,
         Err(error) => {
+            counters.note(Edge::not_stored(&error));
             // As without Redis: what cannot be stored replaces what is.
             let _ = invalidate::keys(state, std::slice::from_ref(&target.key)).await;
             return Err(error);
@@ -131,10 +134,10 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
     state.near.stripes.bump(target.key.as_str());
     state.near.remove(target.key.as_str());
     match stored {
-        Ok(true) => counters.stored.increment(),
-        Ok(false) => counters.refused.increment(),
+        Ok(true) => counters.note(Edge::Stored),
+        Ok(false) => counters.note(Edge::Refused),
         Err(error) => {
-            counters.remote_errors.increment();
+            counters.note(Edge::not_stored(&error));
             // Refused: the older value must not be read as if nothing had happened.
             resend::later(state, Coverage::Key(Box::new(target.key.clone())));
             return Err(error);
@@ -157,30 +160,6 @@ impl Drop for Unanswered<'_> {
             let Target { state, key, .. } = self.target;
             resend::later(state, Coverage::Key(Box::new(key.clone())));
             resend::when_late(state, key);
-        }
-    }
-}
-
-/// Gives a valid entry its full TTL again. False when there is none.
-pub(crate) async fn touch(target: &Target<'_>) -> Result<bool, Error> {
-    let state = target.state;
-    if state.is_off() {
-        return Err(closed());
-    }
-    let Some(ttl) = target.fresh_ttl(false) else { return Ok(false) };
-    match &state.remote {
-        Some(_) if target.must_miss() => Ok(false),
-        // A near copy beside Redis keeps its shorter life.
-        Some(remote) => remote.touch(&mut Budget::new(state.options.op_timeout), &target.key, ttl).await,
-        None => {
-            let now = state.clock.now();
-            Ok(state.near.touch(
-                target.key.as_str(),
-                target.key.tags(),
-                &target.binding.origin,
-                now,
-                now.saturating_add(ttl),
-            ))
         }
     }
 }

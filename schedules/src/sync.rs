@@ -16,27 +16,42 @@ impl<T> Mutex<T> {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        MutexGuard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _after: After }
+        Guard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _after: After }
     }
 }
 
+#[derive(Debug, Default)]
+pub(crate) struct RwLock<T>(shuttle::sync::RwLock<T>);
+
+impl<T> RwLock<T> {
+    pub(crate) fn read(&self) -> Guard<shuttle::sync::RwLockReadGuard<'_, T>> {
+        Guard { guard: self.0.read().unwrap_or_else(PoisonError::into_inner), _after: After }
+    }
+
+    pub(crate) fn write(&self) -> Guard<shuttle::sync::RwLockWriteGuard<'_, T>> {
+        Guard { guard: self.0.write().unwrap_or_else(PoisonError::into_inner), _after: After }
+    }
+}
+
+pub(crate) type MutexGuard<'a, T> = Guard<shuttle::sync::MutexGuard<'a, T>>;
+
 #[derive(Debug)]
-pub(crate) struct MutexGuard<'a, T> {
-    guard: shuttle::sync::MutexGuard<'a, T>,
+pub(crate) struct Guard<G> {
+    guard: G,
     /// Dropped after the guard.
     _after: After,
 }
 
-impl<T> Deref for MutexGuard<'_, T> {
-    type Target = T;
+impl<G: Deref> Deref for Guard<G> {
+    type Target = G::Target;
 
-    fn deref(&self) -> &T {
+    fn deref(&self) -> &G::Target {
         &self.guard
     }
 }
 
-impl<T> DerefMut for MutexGuard<'_, T> {
-    fn deref_mut(&mut self) -> &mut T {
+impl<G: DerefMut> DerefMut for Guard<G> {
+    fn deref_mut(&mut self) -> &mut G::Target {
         &mut self.guard
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     invalidate::{self, Invalidated},
     key::{FullKey, Prefix, TenantArgument, pattern, prefix, tag::encode_tag},
     read,
+    stats::Edge,
     sync::Arc,
     target::Target,
     value::{
@@ -73,8 +74,7 @@ impl Scoped {
     }
 
     fn count_invalidation<T>(&self, key: &Key<T>) {
-        let stats = &self.cache.state.stats;
-        stats.counters(stats.slot(key.keyspace().profile().name())).invalidations.increment();
+        self.cache.state.stats.note(key.keyspace().profile().name(), Edge::Invalidation);
     }
 
     fn target<T: 'static>(&self, key: &Key<T>) -> Result<Target<'_>, Error> {
@@ -97,7 +97,7 @@ impl Scoped {
     /// A key that cannot be used, or Redis cannot be reached in time.
     pub async fn get<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Arc<T>>, Error> {
         let target = self.target(key)?;
-        if let Some(value) = target.lookup_near() {
+        if let Some(value) = read::near(&target) {
             return Ok(value);
         }
         // Boxed: some kilobytes of state that a near hit does not need.
@@ -224,7 +224,7 @@ impl Scoped {
                 return fetch().await.map(Into::into);
             }
         };
-        if let Some(Some(value)) = target.lookup_near() {
+        if let Some(Some(value)) = read::near(&target) {
             return Ok(value);
         }
         // Boxed with the fetch: that is some kilobytes of state, which a near hit does not need and the caller's
@@ -313,7 +313,7 @@ impl Scoped {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn touch<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
-        write::touch(&self.target(key)?).await
+        read::touch(&self.target(key)?).await
     }
 
     /// Removes a value: no fetch that began before can bring it back. A key that cannot be used is reported in the log. Cost:
@@ -424,6 +424,5 @@ pub(crate) fn bypass(cache: &Cache, profile: &str, error: &Error) {
 
 /// Counts a call that runs uncached for a reason that was reported.
 pub(crate) fn count_bypass(cache: &Cache, profile: &str) {
-    let stats = &cache.state.stats;
-    stats.counters(stats.slot(profile)).bypassed.increment();
+    cache.state.stats.note(profile, Edge::Bypassed);
 }

@@ -16,7 +16,7 @@ use crate::{
         pattern::{Glob, Pattern},
         tag::tag_generation,
     },
-    pending::journal::Coverage,
+    pending::coverage::Coverage,
     state::State,
     sync::Arc,
 };

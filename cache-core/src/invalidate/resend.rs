@@ -16,7 +16,7 @@ use crate::{
     clock::sleep,
     error::Error,
     key::{FullKey, keyspace_generation, scope_generation},
-    pending::journal::{Coverage, Record},
+    pending::{coverage::Coverage, journal::Record},
     remote::{Budget, LATE, Reconnect, Remote, notice::Notice},
     state::State,
     sync::Arc,

@@ -17,6 +17,7 @@ use crate::{
     invalidate::{self, Invalidated},
     key::{FullKey, KeyWriter, TenantArgument, prefix, tag::Tags},
     read,
+    stats::Edge,
     target::Target,
     value::{
         codec::CacheValue,
@@ -73,7 +74,7 @@ impl<'c> Call<'c> {
         if self.site.profile.is_err() || self.refused.is_some() {
             return None;
         }
-        let value = state.lookup_near::<S::Value>(self.key.as_ref().ok()?, &self.site.origin())?;
+        let value = read::near_by_key::<S::Value>(state, self.key.as_ref().ok()?, &self.site.origin())?;
         shape.join(value)
     }
 
@@ -138,7 +139,7 @@ impl<'c> Call<'c> {
     pub async fn peek<R, S: Shape<R>>(self, shape: S) -> Option<R> {
         let cache = self.cache;
         let target = self.target_or_bypass::<S::Value>()?;
-        if let Some(value) = target.lookup_near() {
+        if let Some(value) = read::near(&target) {
             return shape.join(value);
         }
         match read::get(&target).await {
@@ -166,8 +167,7 @@ impl<'c> Call<'c> {
 
     /// Removes the value. Neither a TTL nor a tag that cannot be used is in the way: the key is known without them.
     pub async fn invalidate(self) -> Invalidated {
-        let stats = &self.cache.state.stats;
-        stats.counters(stats.slot(self.site.profile_name)).invalidations.increment();
+        self.cache.state.stats.note(self.site.profile_name, Edge::Invalidation);
         self.remove().await
     }
 

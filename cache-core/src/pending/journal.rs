@@ -4,87 +4,53 @@
 //! invalidation covers is a local must-miss: neither READ nor LEASE is asked, for Redis may still hold the old value.
 //! Acknowledged ones are sent again after every reconnect, in case the server lost what it had acknowledged.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
+use super::coverage::{Coverage, Index};
 use crate::{
     clock::{Clock, Instant},
-    key::{FullKey, pattern::Glob},
-    sync::{AtomicU64, AtomicUsize, Mutex, Ordering},
+    key::FullKey,
+    sync::{AtomicU64, AtomicUsize, Ordering, RwLock},
 };
 
-/// Entries above which the acknowledged ones are dropped, and the others widened: keys to their keyspaces, those to
-/// their tenants.
+/// Pending entries, and acknowledged ones, above which either are widened: keys to their keyspaces, those to their
+/// tenants. The number of tenants is the bound beyond it.
 pub(crate) const CAP: usize = 4096;
 /// How long an acknowledged invalidation is kept for replay.
 const KEEP: Duration = Duration::from_secs(10);
-
-/// What an invalidation covers.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Coverage {
-    Key(Box<FullKey>),
-    /// Prefix and profile.
-    Keyspace(String),
-    /// The generation of a tenant's tag.
-    Tag(String),
-    /// The tenant's prefix.
-    Scope(String),
-    Pattern {
-        scope: String,
-        glob: Glob,
-    },
-}
-
-impl Coverage {
-    /// Something larger that covers this too, if there is something.
-    fn widened(&self) -> Option<Self> {
-        match self {
-            Self::Key(key) => Some(Self::Keyspace(key.keyspace().to_owned())),
-            Self::Keyspace(keyspace) => {
-                // The profile holds no `:`, so the prefix ends at the last one.
-                let end = keyspace.rfind(':').map_or(0, |colon| colon + 1);
-                Some(Self::Scope(keyspace[..end].to_owned()))
-            }
-            // No tenant holds a `~`.
-            Self::Tag(generation) => generation.split_once('~').map(|(scope, _)| Self::Scope(scope.to_owned())),
-            Self::Pattern { scope, .. } => Some(Self::Scope(scope.clone())),
-            Self::Scope(_) => None,
-        }
-    }
-
-    fn covers(&self, key: &FullKey) -> bool {
-        match self {
-            Self::Key(other) => **other == *key,
-            Self::Keyspace(keyspace) => keyspace == key.keyspace(),
-            Self::Tag(generation) => key.tags().iter().any(|tag| **tag == **generation),
-            Self::Scope(scope) => scope == key.scope(),
-            Self::Pattern { scope, glob } => scope == key.scope() && glob.covers(&key.as_str()[scope.len()..]),
-        }
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Journal {
     clock: Clock,
     cap: usize,
-    /// How many are not acknowledged: all that the read path looks at while all is well.
-    unacknowledged: AtomicUsize,
+    /// How many are pending: all that the read path looks at while all is well.
+    pending: AtomicUsize,
     /// When the last reconnect was: bits of an instant.
     doubted_at: AtomicU64,
-    entries: Mutex<Entries>,
+    entries: RwLock<Entries>,
 }
 
+/// Two stores, each bounded and widened for itself: what is acknowledged must not make a must-miss of anything.
 #[derive(Debug, Default)]
 struct Entries {
-    by_coverage: HashMap<Coverage, Entry>,
-    next: u64,
+    pending: Index<Pending>,
+    acknowledged: Index<Acknowledged>,
+    /// The number of the last record.
+    number: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct Pending {
     /// Which record this is: an acknowledgement of an earlier one says nothing about it.
     number: u64,
-    acknowledged: Option<Instant>,
-    /// When a reconnect took its acknowledgement back last. Kept when it is acknowledged again.
+    /// When a reconnect took its acknowledgement back last.
+    doubted: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Acknowledged {
+    at: Instant,
+    /// As before it was acknowledged again.
     doubted: Option<Instant>,
 }
 
@@ -98,37 +64,24 @@ pub(crate) struct Record {
 impl Journal {
     /// A journal that widens its entries above `cap`.
     pub(crate) fn new(clock: Clock, cap: usize) -> Self {
-        let (unacknowledged, doubted_at) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { clock, cap, unacknowledged, doubted_at, entries: Mutex::default() }
+        let (pending, doubted_at) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Self { clock, cap, pending, doubted_at, entries: RwLock::default() }
     }
 
     /// Writes an invalidation down.
     pub(crate) fn record(&self, coverage: Coverage) -> Record {
-        let mut entries = self.entries.lock();
-        entries.next += 1;
-        let number = entries.next;
-        let doubted = entries.by_coverage.get(&coverage).and_then(|entry| entry.doubted);
-        let entry = Entry { number, acknowledged: None, doubted };
-        let replaced = entries.by_coverage.insert(coverage.clone(), entry);
-        if replaced.is_none_or(|entry| entry.acknowledged.is_some()) {
-            self.unacknowledged.fetch_add(1, Ordering::SeqCst);
-        }
-        if entries.by_coverage.len() > self.cap {
-            entries.shrink(self.clock.now(), self.cap);
-            self.recount(&entries);
-        }
+        let mut entries = self.entries.write();
+        let number = entries.record(coverage.clone(), self.cap);
+        self.count(&entries);
         Record { coverage, number }
     }
 
     /// Notes that the server has executed what was recorded.
     pub(crate) fn acknowledge(&self, record: &Record) {
-        let mut entries = self.entries.lock();
-        if let Some(entry) = entries.by_coverage.get_mut(&record.coverage)
-            && entry.number == record.number
-            && entry.acknowledged.is_none()
-        {
-            entry.acknowledged = Some(self.clock.now());
-            self.unacknowledged.fetch_sub(1, Ordering::SeqCst);
+        let mut entries = self.entries.write();
+        if entries.pending.get(&record.coverage).is_some_and(|pending| pending.number == record.number) {
+            entries.acknowledge(record.coverage.clone(), self.clock.now(), self.cap);
+            self.count(&entries);
         }
     }
 
@@ -147,28 +100,27 @@ impl Journal {
 
     /// Whether any invalidation waits for its acknowledgement.
     pub(crate) fn has_pending(&self) -> bool {
-        self.unacknowledged.load(Ordering::SeqCst) > 0
+        self.pending.load(Ordering::SeqCst) > 0
     }
 
     #[cold]
     fn covers(&self, key: &FullKey) -> bool {
-        let entries = self.entries.lock();
-        entries.by_coverage.iter().any(|(coverage, entry)| entry.acknowledged.is_none() && coverage.covers(key))
+        self.entries.read().pending.covers(key, |_| true)
     }
 
     #[cold]
     fn covers_doubted(&self, key: &FullKey, asked_at: Instant) -> bool {
-        let entries = self.entries.lock();
-        let is_recent = |entry: &Entry| entry.doubted.is_some_and(|at| at >= asked_at);
-        entries.by_coverage.iter().any(|(coverage, entry)| is_recent(entry) && coverage.covers(key))
+        let entries = self.entries.read();
+        let is_recent = |doubted: Option<Instant>| doubted.is_some_and(|at| at >= asked_at);
+        entries.pending.covers(key, |entry| is_recent(entry.doubted))
+            || entries.acknowledged.covers(key, |entry| is_recent(entry.doubted))
     }
 
     /// What waits for its acknowledgement, oldest first.
     pub(crate) fn pending(&self) -> Vec<Record> {
-        let entries = self.entries.lock();
-        let pending = entries.by_coverage.iter().filter(|(_, entry)| entry.acknowledged.is_none());
-        let mut pending: Vec<_> =
-            pending.map(|(coverage, entry)| Record { coverage: coverage.clone(), number: entry.number }).collect();
+        let entries = self.entries.read();
+        let record = |(coverage, entry): (Coverage, &Pending)| Record { coverage, number: entry.number };
+        let mut pending: Vec<_> = entries.pending.iter().map(record).collect();
         pending.sort_by_key(|record| record.number);
         pending
     }
@@ -176,55 +128,57 @@ impl Journal {
     /// Takes back the acknowledgements of the last ten seconds: the server may have lost what it acknowledged.
     pub(crate) fn doubt(&self) {
         let now = self.clock.now();
-        let mut entries = self.entries.lock();
+        let mut entries = self.entries.write();
         self.doubted_at.store(now.to_bits(), Ordering::SeqCst);
-        entries.forget_old(now);
-        let Entries { by_coverage, next } = &mut *entries;
-        for entry in by_coverage.values_mut() {
-            (entry.acknowledged, entry.doubted) = (None, Some(now));
-            // An answer of the old server that is still under way acknowledges nothing any more.
-            *next += 1;
-            entry.number = *next;
+        entries.acknowledged.retain(|entry| now.since(entry.at) < KEEP);
+        let Entries { pending, acknowledged, number } = &mut *entries;
+        let mut doubted = || {
+            *number += 1;
+            Pending { number: *number, doubted: Some(now) }
+        };
+        // An answer of the old server that is still under way acknowledges nothing any more.
+        pending.retain(|entry| {
+            *entry = doubted();
+            true
+        });
+        for (coverage, _) in std::mem::take(acknowledged).iter() {
+            pending.insert(coverage, doubted());
         }
-        self.recount(&entries);
+        self.count(&entries);
     }
 
-    fn recount(&self, entries: &Entries) {
-        let count = entries.by_coverage.values().filter(|entry| entry.acknowledged.is_none()).count();
-        self.unacknowledged.store(count, Ordering::SeqCst);
+    fn count(&self, entries: &Entries) {
+        self.pending.store(entries.pending.len(), Ordering::SeqCst);
     }
 }
 
 impl Entries {
-    fn forget_old(&mut self, now: Instant) {
-        self.by_coverage.retain(|_, entry| entry.acknowledged.is_none_or(|since| now.since(since) < KEEP));
+    fn record(&mut self, coverage: Coverage, cap: usize) -> u64 {
+        let Self { pending, acknowledged, number } = self;
+        let mut next = |doubted| {
+            *number += 1;
+            Pending { number: *number, doubted }
+        };
+        let acknowledged = acknowledged.remove(&coverage).and_then(|entry| entry.doubted);
+        let entry = next(pending.get(&coverage).and_then(|entry| entry.doubted).max(acknowledged));
+        pending.insert(coverage, entry);
+        // A number of its own: no acknowledgement under way speaks of a wider one.
+        pending.widen(cap, |narrow, wide| next(narrow.doubted.max(wide.and_then(|wide| wide.doubted))));
+        entry.number
     }
 
-    /// Forgets what is old, then what is acknowledged, then widens until few enough are left. Tenants cannot be
-    /// widened; their number is the bound. What is acknowledged is never widened: a busy keyspace would become a
-    /// must-miss.
-    fn shrink(&mut self, now: Instant, cap: usize) {
-        self.forget_old(now);
-        if self.by_coverage.len() > cap {
-            self.by_coverage.retain(|_, entry| entry.acknowledged.is_none());
-        }
-        for widens in [
-            |coverage: &Coverage| matches!(coverage, Coverage::Key(_) | Coverage::Pattern { .. }),
-            |coverage: &Coverage| matches!(coverage, Coverage::Keyspace(_) | Coverage::Tag(_)),
-        ] {
-            if self.by_coverage.len() <= cap {
-                return;
-            }
-            let narrow: Vec<_> = self.by_coverage.extract_if(|coverage, _| widens(coverage)).collect();
-            for (coverage, mut entry) in narrow {
-                let Some(wide) = coverage.widened() else { continue };
-                // A number of its own: no acknowledgement under way speaks of the wider one.
-                self.next += 1;
-                entry.number = self.next;
-                entry.doubted = entry.doubted.max(self.by_coverage.get(&wide).and_then(|entry| entry.doubted));
-                self.by_coverage.insert(wide, entry);
-            }
-        }
+    fn acknowledge(&mut self, coverage: Coverage, at: Instant, cap: usize) {
+        let doubted = self.pending.remove(&coverage).and_then(|entry| entry.doubted);
+        let entry = Acknowledged { at, doubted }.merged(self.acknowledged.get(&coverage));
+        self.acknowledged.insert(coverage, entry);
+        self.acknowledged.widen(cap, Acknowledged::merged);
+    }
+}
+
+impl Acknowledged {
+    /// One entry for both.
+    fn merged(self, other: Option<&Self>) -> Self {
+        other.map_or(self, |other| Self { at: self.at.max(other.at), doubted: self.doubted.max(other.doubted) })
     }
 }
 

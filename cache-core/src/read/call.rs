@@ -8,7 +8,7 @@ use crate::{
     near::{Cached, Watch},
     remote::Budget,
     state::State,
-    stats::{Counters, Slot},
+    stats::{Counters, Edge, Slot},
     sync::Arc,
     target::Target,
     value::codec::CacheValue,
@@ -64,7 +64,7 @@ impl<'a, T: CacheValue> Call<'a, T> {
         let bypass =
             self.state.is_off() || nesting::is_fetching(self.state.id, self.target.key.as_str(), self.target.binding);
         if bypass {
-            self.counters.bypassed.increment();
+            self.counters.note(Edge::Bypassed);
         }
         bypass
     }
@@ -72,7 +72,7 @@ impl<'a, T: CacheValue> Call<'a, T> {
     /// Counts a call that found nothing in the tiers.
     pub(crate) fn note_miss(&mut self) {
         self.missed = true;
-        self.counters.misses.increment();
+        self.counters.note(Edge::Miss);
     }
 
     /// To be called before the entry is asked for, and before the look into the journal, as an invalidation is written

@@ -1,17 +1,47 @@
 //! The look into the tiers, for one call or many: near tier, journal, Redis.
 //!
-//! Whoever holds a cache looks near first, before anything is allocated for the call ([`Target::lookup_near`]). What
-//! follows here is asked once for all calls that found nothing there.
+//! Whoever holds a cache looks near first, before anything is allocated for the call ([`near`]). What follows here is
+//! asked once for all calls that found nothing there.
 
-use super::call::{Asked, Call};
+use super::{
+    call::{Asked, Call},
+    policy::{Decision, decide},
+};
 use crate::{
     error::Error,
     invalidate::{backplane, resend},
+    key::FullKey,
     near::Cached,
-    remote::{Budget, Life, Read},
+    remote::{Budget, Read},
+    state::State,
+    stats::Edge,
     target::{Target, Verdict},
-    value::codec::CacheValue,
+    value::{codec::CacheValue, keyspace::Origin},
 };
+
+/// The value of `target`, if the near tier has it and may serve it. Counted as a hit.
+#[inline]
+pub(crate) fn near<T: CacheValue>(target: &Target<'_>) -> Option<Cached<T>> {
+    if target.strict && target.state.remote.is_some() {
+        return None;
+    }
+    near_by_key(target.state, &target.key, &target.binding.origin)
+}
+
+/// The same for one who has no more than the key and the function.
+#[inline]
+pub(crate) fn near_by_key<T: CacheValue>(state: &State, key: &FullKey, origin: &Origin) -> Option<Cached<T>> {
+    if state.is_off() {
+        return None;
+    }
+    let now = state.clock.now();
+    let found = state.near.get(key.as_str(), key.tags(), origin, now)?;
+    if decide(now, found.fresh_until) == Decision::Fetch {
+        return None;
+    }
+    state.stats.counters(found.slot).note(Edge::NearHit);
+    Some(found.value)
+}
 
 /// Looks into Redis for calls that found nothing near, in one round trip. Each is counted as a hit or a miss.
 pub(crate) async fn look<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(), Error> {
@@ -22,11 +52,7 @@ pub(crate) async fn look<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(),
 
 /// The same where calls go on without Redis: a failure is reported, and counts as a miss.
 pub(crate) async fn look_or_go_on<T: CacheValue>(calls: &mut [Call<'_, T>]) {
-    if let Err(error) = remote(calls).await
-        && let Some(call) = calls.first()
-    {
-        call.state.sink.report("read", &error);
-    }
+    go_on(calls).await;
     missing(calls).for_each(Call::note_miss);
 }
 
@@ -37,13 +63,20 @@ fn missing<'c, 'a, T>(calls: &'c mut [Call<'a, T>]) -> impl Iterator<Item = &'c 
 /// A call looks again that may not take the outcome of the flight it waited for: that is stored by now, as a rule.
 /// Without this look all who join a flight after its last command was sent would fetch for themselves.
 pub(crate) async fn look_again<T: CacheValue>(call: &mut Call<'_, T>) -> Option<Cached<T>> {
-    call.found = call.target.lookup_near();
-    if call.found.is_none()
-        && let Err(error) = remote(std::slice::from_mut(call)).await
+    call.found = near(call.target);
+    if call.found.is_none() {
+        go_on(std::slice::from_mut(call)).await;
+    }
+    call.found.take()
+}
+
+/// Looks into Redis, and reports a failure: the calls go on without.
+async fn go_on<T: CacheValue>(calls: &mut [Call<'_, T>]) {
+    if let Err(error) = remote(calls).await
+        && let Some(call) = calls.first()
     {
         call.state.sink.report("read", &error);
     }
-    call.found.take()
 }
 
 async fn remote<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(), Error> {
@@ -57,7 +90,7 @@ async fn remote<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(), Error> {
             return Ok(());
         }
         let read = remote.read(&mut call.budget, &call.target.key).await;
-        let read = read.inspect_err(|_| call.counters.remote_errors.increment())?;
+        let read = read.inspect_err(|_| call.counters.note(Edge::RemoteError))?;
         call.accept(&read, asked);
         return Ok(());
     }
@@ -67,7 +100,7 @@ async fn remote<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(), Error> {
     let (mut budget, counters) = (first.budget, first.counters);
     let keys: Vec<_> = asking.iter().map(|(_, call)| call.target.key.clone()).collect();
     let reads = remote.read_many(&mut budget, &keys).await;
-    let reads = reads.inspect_err(|_| counters.remote_errors.increment());
+    let reads = reads.inspect_err(|_| counters.note(Edge::RemoteError));
     for ((asked, call), read) in asking.iter_mut().zip(reads.as_deref().unwrap_or_default()) {
         call.accept(read, *asked);
     }
@@ -87,35 +120,12 @@ impl<T: CacheValue> Call<'_, T> {
         match self.target.accept(read, asked.at, asked.watch, self.slot) {
             Verdict::Hit(value) => {
                 if !self.missed {
-                    self.counters.remote_hits.increment();
+                    self.counters.note(Edge::RemoteHit);
                 }
                 self.found = Some(value);
             }
             Verdict::Miss { seen } => self.seen = seen,
             Verdict::Newer => self.newer = true,
-        }
-    }
-}
-
-/// What is left of an entry's life.
-pub(crate) async fn life(target: &Target<'_>) -> Result<Option<Life>, Error> {
-    let state = target.state;
-    if state.is_off() {
-        return Ok(None);
-    }
-    // Before the look into the journal.
-    let asked_at = state.clock.now();
-    match &state.remote {
-        Some(_) if target.must_miss() => Ok(None),
-        Some(remote) => {
-            let life = remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await?;
-            // As in `Target::accept`: the connection may be one to a server that came back with what it had removed.
-            Ok(life.filter(|_| !state.journal.doubts(&target.key, asked_at)))
-        }
-        None => {
-            let now = state.clock.now();
-            let found = state.near.expiry(target.key.as_str(), target.key.tags(), &target.binding.origin, now);
-            Ok(found.map(|(end, negative)| Life { left: end.since(now), negative }))
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     error::Error,
     flight::Joined,
     near::Cached,
+    stats::Edge,
     sync::Arc,
     target::Target,
     value::{codec::CacheValue, keyspace::Key},
@@ -38,7 +39,7 @@ pub(crate) async fn get_many<T: CacheValue>(targets: &[Target<'_>]) -> Result<Ve
 
 fn look_near<'a, T: CacheValue>(target: &'a Target<'a>) -> Call<'a, T> {
     let mut call = Call::new(target);
-    call.found = target.lookup_near();
+    call.found = look::near(target);
     call
 }
 
@@ -114,7 +115,7 @@ async fn lead_together<'a, T: CacheValue, E, F: Future<Output = Result<Vec<Cache
             match unless_near(call, leader) {
                 Ok(leader) => led.push(Led { at, call, leader }),
                 Err(value) => {
-                    call.counters.coalesced.increment();
+                    call.counters.note(Edge::Coalesced);
                     call.found = Some(value);
                 }
             }

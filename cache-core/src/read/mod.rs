@@ -6,18 +6,21 @@
 //! tiers again and joins the next flight. After two rounds it fetches for itself.
 //!
 //! A leading miss looks near twice: before it joins, and once more as the leader. The first look is the caller's own
-//! ([`Target::lookup_near`]), before anything is allocated. The second one has its reason beside it ([`join`]).
+//! ([`near`]), before anything is allocated. The second one has its reason beside it ([`join`]).
 
-pub(crate) mod call;
+mod many;
 pub(crate) mod lead;
 mod look;
-mod many;
+mod life;
+mod policy;
+pub(crate) mod call;
 
 use std::future::Future;
 
 use self::call::Call;
 pub(crate) use self::{
-    look::life,
+    life::{life, touch},
+    look::{near, near_by_key},
     many::{fetch_uncached, get_many, read_through_many},
 };
 use crate::{
@@ -26,6 +29,7 @@ use crate::{
     flight::{Awaited, Ending, Follower, Joined, Leader, Patience, nesting, share::Share},
     invalidate,
     near::{Cached, erase, unerase},
+    stats::Edge,
     target::Target,
     value::codec::CacheValue,
 };
@@ -102,7 +106,7 @@ async fn fly<'a, T: CacheValue, E>(
         let leader = match join(call, share).await {
             Step::Lead(leader) => Some(leader),
             Step::Done(result) => {
-                call.counters.coalesced.increment();
+                call.counters.note(Edge::Coalesced);
                 return result;
             }
             Step::GoAround => None,
@@ -112,7 +116,7 @@ async fn fly<'a, T: CacheValue, E>(
             return lead::lead_one(call, leader, fetch, share).await;
         }
         if let Some(value) = look::look_again(call).await {
-            call.counters.coalesced.increment();
+            call.counters.note(Edge::Coalesced);
             return Ok(value);
         }
     }
@@ -145,7 +149,7 @@ async fn join<'a, T: CacheValue, E>(call: &Call<'a, T>, share: Option<Share<E>>)
 /// may want a stricter answer.
 fn unless_near<'a, T: CacheValue>(call: &Call<'a, T>, leader: Leader<'a>) -> Result<Leader<'a>, Cached<T>> {
     let looked = leader.sending();
-    let Some(value) = call.target.lookup_near() else { return Ok(leader) };
+    let Some(value) = near(call.target) else { return Ok(leader) };
     let accepted = call.state.remote.is_none().then_some(looked);
     leader.finish(Ending::Value(erase(&value)), accepted);
     Err(value)

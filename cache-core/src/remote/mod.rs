@@ -1,12 +1,12 @@
 //! Step *remote tier* of the picture: the verbs of the protocol, bytes in and bytes out, one round trip each.
 
-mod answer;
-mod condition;
+mod sweep;
+mod subscription;
 mod gather;
+mod condition;
+mod answer;
 pub(crate) mod notice;
 mod steps;
-mod subscription;
-mod sweep;
 mod wire;
 
 use std::time::Duration;

@@ -5,6 +5,7 @@ pub(crate) mod schema;
 pub(crate) mod envelope;
 pub(crate) mod codec;
 mod weight;
+mod depth;
 mod profile;
 pub(crate) mod jitter;
 

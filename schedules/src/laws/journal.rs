@@ -11,7 +11,7 @@ use crate::{
     clock::{self, Clock},
     explore::{Row, choose, either, ended, pauses},
     key::{FullKey, KeyArgument as _, KeyWriter, prefix},
-    pending::journal::{Coverage, Journal},
+    pending::{coverage::Coverage, journal::Journal},
 };
 
 /// Few entries, so that a schedule reaches the widening.
@@ -36,7 +36,7 @@ struct World {
     acknowledging: [Mutex<Vec<u64>>; 2],
     /// Whether the server restarts so late that what was acknowledged before is forgotten.
     late: bool,
-    /// Keys recorded beside; with more than one what was acknowledged before may be forgotten, too.
+    /// Keys recorded beside.
     others: usize,
     /// When the last doubt began, and when it ended.
     doubt: [Row; 2],
@@ -61,8 +61,8 @@ impl World {
         self.acknowledging[id].lock().unwrap().push(recorded);
         self.journal.acknowledge(&record);
         if doubt_began > recorded && doubt_ended > 0 {
-            let missed = self.journal.must_miss(&key)
-                || self.is_covered(id, if self.late || self.others > 1 { begun } else { doubt_began });
+            let missed =
+                self.journal.must_miss(&key) || self.is_covered(id, if self.late { begun } else { doubt_began });
             assert!(missed, "an answer of the old server ended the doubt");
         }
     }
@@ -75,7 +75,7 @@ impl World {
         self.doubt[1].raise(self.moment.write());
     }
 
-    /// Records so much that the journal forgets and widens.
+    /// Records so much that the journal widens.
     fn fill(&self) {
         for id in 0..self.others as u64 {
             let (key, acknowledged) = (key(100 + id), either());

@@ -8,7 +8,7 @@ use crate::{
     flight::nesting,
     read::call::Call,
     remote::Budget,
-    stats::Counters,
+    stats::{Counters, Edge},
     value::{codec::CacheValue, envelope::Id, keyspace::Binding},
 };
 
@@ -39,11 +39,11 @@ pub(super) async fn counted<'k, T: CacheValue, R, E>(
     fetch: impl Future<Output = Result<R, E>>,
 ) -> Result<R, E> {
     let fetch = nesting::within(call.state.id, frames, fetch);
-    let mut outcome = Outcome { counters: call.counters, failed: true };
+    let mut unfinished = Unfinished { counters: call.counters, failed: true };
     let _permit = if is_capped { call.state.cap.permit(call.state.options.lease).await } else { None };
-    call.counters.fetches.increment();
+    call.counters.note(Edge::Fetch);
     let result = fetch.await;
-    outcome.failed = result.is_err();
+    unfinished.failed = result.is_err();
     result
 }
 
@@ -83,15 +83,15 @@ async fn is_renewed<T: CacheValue>(ready: &Ready<'_, '_, T>, release: &Release) 
 }
 
 /// Counts a fetch that fails, panics or is dropped.
-struct Outcome<'a> {
+struct Unfinished<'a> {
     counters: &'a Counters,
     failed: bool,
 }
 
-impl Drop for Outcome<'_> {
+impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if self.failed {
-            self.counters.failed_fetches.increment();
+            self.counters.note(Edge::FailedFetch);
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     flight::{BEATS, Ending, Leader, share::Share},
     near::{Cached, erase},
     remote::Budget,
+    stats::Edge,
     value::{codec::CacheValue, envelope::Id},
 };
 
@@ -165,7 +166,7 @@ async fn take<'c, 'a, T: CacheValue>(
     let ready = match taken {
         Taking::Ready(storage) => Some(Ready { at, call, leader, storage, asked }),
         Taking::Found(value, sent) => {
-            call.counters.coalesced.increment();
+            call.counters.note(Edge::Coalesced);
             leader.finish(Ending::Value(erase(&value)), Some(sent));
             call.found = Some(value);
             None

@@ -7,6 +7,7 @@ use crate::{
     flight::{Event, Leader},
     near::{Cached, Watch},
     read::call::{Asked, Call},
+    stats::Edge,
     value::codec::CacheValue,
     write::{self, Encoded},
 };
@@ -63,12 +64,12 @@ async fn fill<T: CacheValue>(
     }
     match filled {
         Ok(true) => {
-            call.counters.stored.increment();
+            call.counters.note(Edge::Stored);
             call.target.keep_confirmed(value, ttl, sent_at, asked.watch, call.slot, weight);
             Some(sent)
         }
         Ok(false) => {
-            call.counters.refused.increment();
+            call.counters.note(Edge::Refused);
             None
         }
         Err(error) => {
@@ -89,12 +90,12 @@ fn store_alone<T: CacheValue>(
 ) -> Option<Event> {
     let checked = leader.sending();
     if !call.state.near.stripes.unchanged(&watch) {
-        call.counters.refused.increment();
+        call.counters.note(Edge::Refused);
         return None;
     }
     if let Some(ttl) = ttl {
         match call.target.keep_alone(value, ttl, watch, call.slot) {
-            Ok(()) => call.counters.stored.increment(),
+            Ok(()) => call.counters.note(Edge::Stored),
             Err(error) => call.target.not_stored(call.slot, &error),
         }
     }

@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 
 use bb8_redis::redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 
-use super::{Connection, Wire, breaker::Admission, failure};
+use super::{Connection, Wire, failure};
 use crate::{
     clock::unpanicked,
     error::{Error, ErrorKind},
@@ -165,13 +165,9 @@ impl Wire {
     ) -> Result<R, Error> {
         // Not tried, so no failure of the server's.
         budget.check()?;
-        match self.breaker.admit() {
-            Admission::Closed => {}
-            Admission::Open => return Err(open()),
-            Admission::Probe => {
-                self.probe();
-                return Err(open());
-            }
+        if self.breaker.is_open() {
+            self.ensure_recovery();
+            return Err(open());
         }
         // Boxed: connecting is some kilobytes of state, which every caller's future would hold.
         let result = budget.limit(Box::pin(attempt)).await;
@@ -183,10 +179,11 @@ impl Wire {
         result
     }
 
-    fn note_failure(&self) {
+    fn note_failure(self: &Arc<Self>) {
         if self.breaker.failed() {
             // A half-open connection never fails by itself: start anew when we try again.
             self.pool.reset();
+            self.ensure_recovery();
         }
     }
 
@@ -243,20 +240,6 @@ impl Wire {
             return Ok(error);
         }
         Err(error)
-    }
-
-    /// Looks in the background whether Redis is back.
-    fn probe(self: &Arc<Self>) {
-        let wire = Arc::downgrade(self);
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            let Some(wire) = wire.upgrade() else { return };
-            // Only who takes writes is back: a replica answers reads, and would open and close the breaker in turns.
-            match wire.ping(wire.op_timeout).await {
-                Err(error) if failure::opens_breaker(&error) => wire.pool.reset(),
-                _ => wire.breaker.succeeded(),
-            }
-        });
     }
 }
 
