@@ -111,8 +111,10 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
     // value itself is not kept near: another process's newer one may have been announced already.
     state.near.stripes.bump(target.key.as_str());
     let mut unanswered = Unanswered { target, is_answered: false };
+    let mut sent_at = state.clock.now();
     let mut stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
     if stored.as_ref().is_err_and(breaks_connection) {
+        sent_at = state.clock.now();
         stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
         if stored.is_ok() {
             // The first one may still arrive, after somebody's later invalidation.
@@ -123,7 +125,11 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
     state.near.stripes.bump(target.key.as_str());
     state.near.remove(target.key.as_str());
     match stored {
-        Ok(true) => counters.stored.increment(),
+        Ok(true) => {
+            counters.stored.increment();
+            // A server that comes back with the older value has to be told again.
+            resend::executed(state, Coverage::Key(Box::new(target.key.clone())), sent_at);
+        }
         Ok(false) => counters.refused.increment(),
         Err(error) => {
             counters.remote_errors.increment();

@@ -6,6 +6,7 @@ mod breaker;
 mod connect;
 pub(crate) mod failure;
 mod pool;
+mod run;
 mod send;
 mod server_clock;
 mod topology;
@@ -17,7 +18,8 @@ use bb8_redis::redis::{Client, Cmd, Pipeline, Value, aio::PubSubStream, cmd};
 pub(crate) use self::{
     account::{Account, Right},
     connect::Greeting,
-    pool::{Connection, Reconnect},
+    pool::Connection,
+    run::Reconnect,
     send::{Budget, Tries, are_ints, is_int, unexpected},
     topology::{Sentinels, Topology},
 };
@@ -70,7 +72,7 @@ impl Wire {
         Self { pool, breaker, server_clock, connect_timeout, op_timeout, account, probe, greeting }
     }
 
-    /// Sets what is done when connections are made anew. Once.
+    /// Sets what is done when the server may have lost what it acknowledged. Once.
     pub(crate) fn on_reconnect(&self, hook: impl Fn(Reconnect) + Send + Sync + 'static) {
         self.pool.on_reconnect(hook);
     }
@@ -103,6 +105,21 @@ impl Wire {
             if self.greeting.needs_exclusive() { self.pool.prepare_exclusive().await } else { Ok(()) }
         };
         Budget::new(timeout).limit(answers).await
+    }
+
+    /// Whether the server is there, whatever the breaker says. The breaker hears of it.
+    pub(crate) async fn look(&self) -> Result<(), Error> {
+        // Only who takes writes is there: a replica answers reads, and would open and close the breaker in turns.
+        match Budget::new(self.op_timeout).limit(self.attempt(None, &self.probe, is_int, Tries::Two)).await {
+            Err(error) if failure::opens_breaker(&error) => {
+                self.note_failure();
+                Err(error)
+            }
+            _ => {
+                self.breaker.succeeded();
+                Ok(())
+            }
+        }
     }
 
     /// All replies to an operator's questions, errors among them. They go past the breaker: it is the answer that counts.

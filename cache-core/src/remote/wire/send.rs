@@ -183,7 +183,7 @@ impl Wire {
         result
     }
 
-    fn note_failure(&self) {
+    pub(super) fn note_failure(&self) {
         if self.breaker.failed() {
             // A half-open connection never fails by itself: start anew when we try again.
             self.pool.reset();
@@ -231,7 +231,7 @@ impl Wire {
     /// Gives up a connection whose replies are those of other commands: one was doubled or lost on the way. The new
     /// one hears again of what was acknowledged lately, as some of that may have been other commands' replies, too.
     fn found_out(&self, connection: &Connection) -> Error {
-        self.pool.discard(connection);
+        self.pool.found_out(connection);
         unexpected()
     }
 
