@@ -757,6 +757,7 @@ async fn a_step_taken_while_connections_are_made_is_taken_as_they_allow() {
     assert!(acme.invalidate(&keys[0]).await.is_applied());
     server.cli(&["ACL", "SETUSER", "scriptless", "+@scripting"]);
     proxy.set(Fault::HoldRepliesTo("EVAL"));
+    proxy.reset();
     proxy.drop_connections();
     let asking = tokio::spawn({
         let (acme, key) = (acme.clone(), keys[1].clone());

@@ -341,7 +341,7 @@ impl Remote {
         self.wire.ping(timeout).await
     }
 
-    /// Whether the server is there, whatever the breaker says. The breaker hears of it.
+    /// Whether the server is there, whatever the breaker says.
     pub(crate) async fn look(&self) -> Result<(), Error> {
         self.wire.look().await
     }

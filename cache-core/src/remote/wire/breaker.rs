@@ -67,6 +67,10 @@ impl Breaker {
         Admission::Probe
     }
 
+    pub(crate) fn is_open(&self) -> bool {
+        self.troubled.load(Ordering::Acquire) && self.state.lock().probe_at.is_some()
+    }
+
     pub(crate) fn succeeded(&self) {
         if self.troubled.load(Ordering::Acquire) {
             let mut state = self.state.lock();

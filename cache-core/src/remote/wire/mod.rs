@@ -107,16 +107,22 @@ impl Wire {
         Budget::new(timeout).limit(answers).await
     }
 
-    /// Whether the server is there, whatever the breaker says. The breaker hears of it.
+    /// Whether the server is there, whatever the breaker says. Closes an open breaker; failures of others that have not
+    /// opened it yet still count, as one connection may be dead while this one is not.
     pub(crate) async fn look(&self) -> Result<(), Error> {
         // Only who takes writes is there: a replica answers reads, and would open and close the breaker in turns.
         match Budget::new(self.op_timeout).limit(self.attempt(None, &self.probe, is_int, Tries::Two)).await {
             Err(error) if failure::opens_breaker(&error) => {
-                self.note_failure();
+                self.breaker.failed();
+                if self.breaker.is_open() {
+                    self.pool.reset();
+                }
                 Err(error)
             }
             _ => {
-                self.breaker.succeeded();
+                if self.breaker.is_open() {
+                    self.breaker.succeeded();
+                }
                 Ok(())
             }
         }

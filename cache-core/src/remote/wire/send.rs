@@ -183,7 +183,7 @@ impl Wire {
         result
     }
 
-    pub(super) fn note_failure(&self) {
+    fn note_failure(&self) {
         if self.breaker.failed() {
             // A half-open connection never fails by itself: start anew when we try again.
             self.pool.reset();
