@@ -100,7 +100,7 @@ guard "must-miss of the journal" $src/pending/journal.rs 's/self\.has_pending\(\
     journal a_pending_invalidation_is_a_miss_here_at_once_and_everywhere_once_the_server_is_reached
 guard "replica refused" $src/remote/wire/connect.rs 's/is_master && !refused\n/is_master || !refused || true\n/' \
     sentinel sentinels_that_are_gone_hang_or_are_wrong_are_passed_over
-guard "watch of the primary" $src/remote/wire/topology.rs 's/sentinels\.address\(host, port\) != \*used\.get_connection_info\(\)\.addr\(\)/false \&\& $&/' \
+guard "watch of the primary" $src/remote/wire/topology.rs 's/named != \*used\.get_connection_info\(\)\.addr\(\)/false \&\& $&/' \
     sentinel nobody_stays_with_a_primary_that_was_given_up_while_it_lives
 guard "sweep over one connection" $src/remote/wire/send.rs \
     's/match command\.query_async::<Value>\(&mut connection\.handle\.clone\(\)\)\.await \{\s+Ok\(reply\) if answers\(&reply\) => Ok\(reply\),.*?\n            \}\n/self.attempt(Some(connection.clone()), command, answers, Tries::Two).await.map(|(reply, _)| reply)\n/s; s/if self\.pool\.is_current\(connection\)/if true || self.pool.is_current(connection)/' \
@@ -110,7 +110,7 @@ guard "sweep of one pool" $src/remote/wire/send.rs 's/if self\.pool\.is_current\
 guard "pass a wake-up on" $src/flight/mod.rs 's/(pass it on\.\s+)self\.flights\.pass_on\(&self\.flight, state\);/$1drop(state);/' \
     schedules nobody_is_handed_what_was_invalidated_before
 guard "second look of a new leader" $src/read/mod.rs \
-    's/(let Some\(value\) = call\.target\.lookup_near\(\))( else \{ return Ok\(leader\))/$1.filter(|_| false)$2/' \
+    's/(let Some\(value\) = near\(call\.target\))( else \{ return Ok\(leader\))/$1.filter(|_| false)$2/' \
     schedules a_cold_key_is_fetched_once
 guard "touch under the lock of stores" $src/near/mod.rs \
     's/(would be lost to the older one\.\s+)let _writing = self\.writing\(key\);/$1/' \

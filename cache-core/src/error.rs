@@ -31,6 +31,8 @@ pub(crate) enum Detail {
     UnknownScript,
     /// The server runs no scripts for this user, or for anybody.
     ScriptsForbidden,
+    /// The user's own code failed, and may do better another time.
+    UsersCode,
 }
 
 /// The class of an [`Error`].
@@ -67,7 +69,7 @@ pub enum ErrorKind {
     OutOfMemory,
     /// The server answered with something else that is an error.
     Server,
-    /// The cache was closed.
+    /// The cache was closed, or is disabled.
     Closed,
 }
 

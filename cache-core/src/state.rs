@@ -4,8 +4,7 @@ use crate::{
     clock::Clock,
     error::Error,
     flight::{Flights, cap::Cap, waiters::Waiters},
-    key::FullKey,
-    near::{Cached, Near},
+    near::Near,
     options::Options,
     pending::{
         fences::Fences,
@@ -16,7 +15,6 @@ use crate::{
     stats::{Counters, Registry},
     sync::{Arc, AtomicBool, AtomicU64, Ordering},
     task::Task,
-    value::{codec::CacheValue, keyspace::Origin},
 };
 
 /// What the clones of a cache share.
@@ -43,6 +41,8 @@ pub(crate) struct State {
     pub(crate) linking: Task,
     /// Closed or disabled: every call fetches.
     pub(crate) off: AtomicBool,
+    /// The environment is wrong: there may be a Redis that this cache does not know.
+    pub(crate) cut_off: bool,
     /// Closed: nothing is sent any more. A cache that is only disabled still invalidates for the others.
     pub(crate) closed: AtomicBool,
 }
@@ -63,6 +63,7 @@ impl State {
             waiters: Waiters::default(),
             linking: Task::new(clock),
             off: AtomicBool::new(off),
+            cut_off: false,
             closed: AtomicBool::new(false),
             options,
             clock,
@@ -76,17 +77,6 @@ impl State {
 
     pub(crate) fn is_off(&self) -> bool {
         self.off.load(Ordering::Acquire)
-    }
-
-    /// The value under `key`, if the near tier may serve it to this function. Counted as a hit.
-    #[inline]
-    pub(crate) fn lookup_near<T: CacheValue>(&self, key: &FullKey, origin: &Origin) -> Option<Cached<T>> {
-        if self.is_off() {
-            return None;
-        }
-        let (value, slot) = self.near.get(key.as_str(), key.tags(), origin, self.clock.now())?;
-        self.stats.counters(slot).near_hit();
-        Some(value)
     }
 
     /// Counts and reports a failure of the remote tier that no caller sees.

@@ -15,8 +15,9 @@ use crate::{
     value::{
         TtlProfile,
         codec::{CacheValue, Codec, encoded_len},
-        envelope::{self, Rejected},
+        envelope::{self, Purpose, Rejected},
         jitter::jittered,
+        schema::schema,
     },
 };
 
@@ -34,6 +35,8 @@ pub(crate) struct Target<'a> {
     pub(crate) binding: Binding,
     pub(crate) profile: TtlProfile,
     pub(crate) version: u32,
+    /// The name of the type's schema, where it was given one.
+    pub(crate) schema: Option<&'static str>,
     pub(crate) codec: Option<Codec>,
     /// Beside Redis, whether the near tier is passed by.
     pub(crate) strict: bool,
@@ -52,14 +55,6 @@ pub(crate) enum Verdict<T> {
 }
 
 impl Target<'_> {
-    #[inline]
-    pub(crate) fn lookup_near<T: CacheValue>(&self) -> Option<Cached<T>> {
-        if self.strict && self.state.remote.is_some() {
-            return None;
-        }
-        self.state.lookup_near(&self.key, &self.binding.origin)
-    }
-
     /// Whether a write fence of this process is up.
     pub(crate) fn is_fenced(&self) -> bool {
         self.state.fences.is_up(self.key.as_str(), self.state.clock.now())
@@ -83,6 +78,11 @@ impl Target<'_> {
         self.codec.unwrap_or(self.state.options.codec)
     }
 
+    /// What an entry with a value of this type is written for.
+    pub(crate) fn purpose<T: CacheValue>(&self) -> Purpose {
+        Purpose::new(self.key.as_str(), self.binding.origin.seed(), self.version, schema::<T>(self.schema))
+    }
+
     /// The life of a new entry, jittered; `None` for a `None` that is not to be cached.
     pub(crate) fn fresh_ttl(&self, negative: bool) -> Option<Duration> {
         let ttl = if negative {
@@ -104,14 +104,13 @@ impl Target<'_> {
         if self.state.journal.doubts(&self.key, asked_at) {
             return Verdict::Miss { seen: None };
         }
-        let identity = envelope::identity::<T>(self.key.as_str(), self.binding.origin.seed());
         let unusable = |count: bool| {
             if count {
                 counters.unusable.increment();
             }
             Verdict::Miss { seen: Some(bytes.get(..envelope::SEEN).unwrap_or(bytes).to_vec()) }
         };
-        let opened = match envelope::open(bytes, &identity, self.version, &read.generations) {
+        let opened = match envelope::open(bytes, &self.purpose::<T>(), &read.generations) {
             Ok(opened) => opened,
             Err(Rejected::Newer) => {
                 counters.newer_version.increment();
@@ -211,7 +210,7 @@ impl Target<'_> {
             value: erase(value),
             origin,
             watch,
-            expires: until[0],
+            fresh_until: until[0],
             sure_until: until[1],
             negative: value.is_none(),
             slot,
@@ -236,14 +235,18 @@ impl Target<'_> {
         Err(Error::new(ErrorKind::TooLarge, message))
     }
 
-    /// Counts and reports why a value was not stored.
+    /// Counts and reports why a value was not stored, where no caller hears of it.
     pub(crate) fn not_stored(&self, slot: Slot, error: &Error) {
+        self.count_not_stored(slot, error);
+        self.state.sink.report("store", error);
+    }
+
+    pub(crate) fn count_not_stored(&self, slot: Slot, error: &Error) {
         let counters = self.state.stats.counters(slot);
         match error.kind() {
             ErrorKind::TooLarge => counters.too_large.increment(),
             ErrorKind::Encode => counters.encode_errors.increment(),
             _ => counters.remote_errors.increment(),
         }
-        self.state.sink.report("store", error);
     }
 }

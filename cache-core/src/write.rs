@@ -12,7 +12,7 @@ use crate::{
     target::Target,
     value::{
         codec::CacheValue,
-        envelope::{self, HEAD, Head, Stamp},
+        envelope::{HEAD, Head, Stamp},
     },
 };
 
@@ -48,8 +48,7 @@ pub(crate) fn encode<T: CacheValue>(
         entry: rand::random(),
         codec,
         negative: value.is_none(),
-        version: target.version,
-        identity: envelope::identity::<T>(target.key.as_str(), target.binding.origin.seed()),
+        purpose: target.purpose::<T>(),
         cost,
         stamp: Stamp::new(remote.server_now_ms(), ttl),
     };
@@ -84,6 +83,8 @@ pub(crate) async fn fill(
 pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) -> Result<(), Error> {
     let (state, slot) = (target.state, target.slot());
     if state.is_off() {
+        // Not stored, and all the same newer than what the others have.
+        let _ = invalidate::keys(state, std::slice::from_ref(&target.key)).await;
         return Err(closed());
     }
     let Some(ttl) = target.fresh_ttl(value.is_none()) else {
@@ -101,11 +102,19 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
             counters.refused.increment();
             return Ok(());
         }
-        target.keep_alone(&value, ttl, watch, slot)?;
+        target.keep_alone(&value, ttl, watch, slot).inspect_err(|error| target.count_not_stored(slot, error))?;
         counters.stored.increment();
         return Ok(());
     };
-    let encoded = encode(target, remote, &value, ttl, Duration::ZERO)?;
+    let encoded = match encode(target, remote, &value, ttl, Duration::ZERO) {
+        Ok(encoded) => encoded,
+        Err(error) => {
+            target.count_not_stored(slot, &error);
+            // As without Redis: what cannot be stored replaces what is.
+            let _ = invalidate::keys(state, std::slice::from_ref(&target.key)).await;
+            return Err(error);
+        }
+    };
     let mut budget = Budget::new(state.options.op_timeout);
     // Before: a copy read from now on may be older than this value. After: one read meanwhile may be, too. The
     // value itself is not kept near: another process's newer one may have been announced already.
@@ -132,7 +141,7 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
         }
         Ok(false) => counters.refused.increment(),
         Err(error) => {
-            counters.remote_errors.increment();
+            target.count_not_stored(slot, &error);
             // Refused: the older value must not be read as if nothing had happened.
             resend::later(state, Coverage::Key(Box::new(target.key.clone())));
             return Err(error);
@@ -155,30 +164,6 @@ impl Drop for Unanswered<'_> {
             let Target { state, key, .. } = self.target;
             resend::later(state, Coverage::Key(Box::new(key.clone())));
             resend::when_late(state, key);
-        }
-    }
-}
-
-/// Gives a valid entry its full TTL again. False when there is none.
-pub(crate) async fn touch(target: &Target<'_>) -> Result<bool, Error> {
-    let state = target.state;
-    if state.is_off() {
-        return Err(closed());
-    }
-    let Some(ttl) = target.fresh_ttl(false) else { return Ok(false) };
-    match &state.remote {
-        Some(_) if target.must_miss() => Ok(false),
-        // A near copy beside Redis keeps its shorter life.
-        Some(remote) => remote.touch(&mut Budget::new(state.options.op_timeout), &target.key, ttl).await,
-        None => {
-            let now = state.clock.now();
-            Ok(state.near.touch(
-                target.key.as_str(),
-                target.key.tags(),
-                &target.binding.origin,
-                now,
-                now.saturating_add(ttl),
-            ))
         }
     }
 }

@@ -212,6 +212,30 @@ async fn sentinels_that_are_gone_hang_or_are_wrong_are_passed_over() {
     assert_eq!(named, format!("127.0.0.1\n{}", replica.port()));
 }
 
+/// G3: the Sentinel that a cache asks falls silent just when the others give up the primary, which lives. The next one is asked
+/// at once, not with the next look or the one after.
+#[tokio::test]
+async fn a_sentinel_that_falls_silent_when_the_primary_is_given_up_costs_no_time() {
+    let [old, new] = [Server::start(), Server::start()];
+    let [silent, other] = [(); 2].map(|()| Sentinel::start(Service::NAME, old.port(), 9, ""));
+    let hosts = [&silent, &other].map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).join(",");
+    let acme = acme(&format!("redis+sentinel://{hosts}/{}", Service::NAME)).await;
+    acme.set(&REPORTS.key("x"), 1).await.unwrap();
+    // It has looked at least once, and keeps the connection.
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    silent.pause();
+    assert_eq!(other.cli(&["SENTINEL", "REMOVE", Service::NAME]), "OK");
+    let given_up = Instant::now();
+    let port = new.port().to_string();
+    assert_eq!(other.cli(&["SENTINEL", "MONITOR", Service::NAME, "127.0.0.1", &port, "9"]), "OK");
+    while new.cli(&["EXISTS", "cache:tenant:acme:report:x"]) == "0" {
+        // A second until the next look, and a little.
+        assert!(given_up.elapsed() < Duration::from_millis(1_800), "still at the old primary");
+        let _ = acme.set(&REPORTS.key("x"), 2).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// G7: with every Sentinel hung connecting takes its `connect_timeout`, and calls fetch.
 #[tokio::test]
 async fn hung_sentinels_cost_no_more_than_the_connect_timeout() {

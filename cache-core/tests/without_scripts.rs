@@ -5,7 +5,9 @@
 
 #![expect(clippy::duplicate_mod, reason = "the borrowed tests bring the support that they use")]
 
-// Guards, tags and the journal as they are over scripts.
+// Deploys, guards, tags and the journal as they are over scripts.
+#[path = "deploys.rs"]
+mod deploys;
 #[path = "guards.rs"]
 mod guards;
 #[path = "journal.rs"]

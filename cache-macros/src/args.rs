@@ -11,7 +11,7 @@ use syn::{Expr, Token};
 use crate::mistakes::Mistakes;
 
 /// Every argument with an example of its use, in the order of the manual.
-const ARGUMENTS: [(&str, &str); 13] = [
+const ARGUMENTS: [(&str, &str); 14] = [
     ("ttl", "ttl = \"5m\""),
     ("profile", "profile = WORKFLOW_DEF"),
     ("key_prefix", "key_prefix = \"api\""),
@@ -23,6 +23,7 @@ const ARGUMENTS: [(&str, &str); 13] = [
     ("jitter", "jitter = 0.1"),
     ("negative_ttl", "negative_ttl = \"10s\""),
     ("version", "version = 2"),
+    ("schema", "schema = \"report\""),
     ("companions", "companions = false"),
     ("crate", "crate = \"my_cache\""),
 ];
@@ -47,6 +48,7 @@ pub(crate) struct Args {
     pub(crate) jitter: Option<Given<Expr>>,
     pub(crate) negative_ttl: Option<Given<Expr>>,
     pub(crate) version: Option<Given<Expr>>,
+    pub(crate) schema: Option<Given<Expr>>,
     pub(crate) companions: Option<Given<Expr>>,
     pub(crate) krate: Option<Given<Expr>>,
     /// An argument could not be read, so that its absence says nothing.
@@ -100,6 +102,7 @@ impl Args {
             "jitter" => &mut self.jitter,
             "negative_ttl" => &mut self.negative_ttl,
             "version" => &mut self.version,
+            "schema" => &mut self.schema,
             "companions" => &mut self.companions,
             "crate" => &mut self.krate,
             _ => return None,

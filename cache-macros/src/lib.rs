@@ -73,6 +73,7 @@ use proc_macro::TokenStream;
 /// | `jitter = 0.1`, `"10%"` | largest part of the TTL that is taken off at random | the profile's: 10 % |
 /// | `negative_ttl = 10`, `"10s"` | life of a `None` | `None` is not cached |
 /// | `version = 2` | version of the type: raise it when old entries must not be read | 0 |
+/// | `schema = "report"` | what the value's type is called in stored entries, so that it may be moved or renamed; see `Keyspace::with_schema` | its own name, with its modules |
 /// | `companions = NAME`, `false` | name of the companion type, or none | the function's name |
 /// | `crate = "path"` | where cache-core is, if it was renamed | `::cache_core` |
 ///

@@ -29,8 +29,8 @@ impl Cache {
         Self::from_state(State::new(Options::default(), Clock::Coarse, None, false))
     }
 
-    /// A cache that stores nothing: every call fetches. What `CACHE_DISABLED=1` makes of
-    /// [`from_env`](Self::from_env).
+    /// A cache that stores nothing and knows of no Redis: every call fetches. `CACHE_DISABLED=1` makes such a one of
+    /// [`from_env`](Self::from_env), which beside Redis still invalidates for the other processes.
     #[must_use]
     pub fn disabled() -> Self {
         Self::from_state(State::new(Options::default(), Clock::Coarse, None, true))

@@ -2,7 +2,10 @@
 
 use crate::{
     api::{builder::Builder, cache::Cache},
+    clock::Clock,
     error::{Error, ErrorKind},
+    options::Options,
+    state::State,
     sync::OnceLock,
 };
 
@@ -24,13 +27,16 @@ impl Cache {
 }
 
 /// The process-wide cache, built from the environment on first use. Where the environment is wrong the functions
-/// run uncached, and that is reported: a cache in memory alone would let the processes of a fleet drift apart.
+/// run uncached, and that is reported: a cache in memory alone would let the processes of a fleet drift apart. Its
+/// invalidations are `Pending`, and are not sent: the Redis that the others use is not known.
 #[must_use]
 pub fn default_cache() -> &'static Cache {
     DEFAULT.get_or_init(|| {
         Builder::from_env().and_then(Builder::build).unwrap_or_else(|error| {
             tracing::error!(target: "cache_core", "no cache: {error}; annotated functions run uncached");
-            Cache::disabled()
+            let mut state = State::new(Options::default(), Clock::Coarse, None, true);
+            state.cut_off = true;
+            Cache::from_state(state)
         })
     })
 }

@@ -85,6 +85,7 @@ impl Scoped {
             binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none().with_version(keyspace.version()) },
             profile: *keyspace.profile(),
             version: keyspace.version(),
+            schema: keyspace.schema(),
             codec: keyspace.codec(),
             strict: self.strict,
         })
@@ -96,7 +97,7 @@ impl Scoped {
     /// A key that cannot be used, or Redis cannot be reached in time.
     pub async fn get<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Arc<T>>, Error> {
         let target = self.target(key)?;
-        if let Some(value) = target.lookup_near() {
+        if let Some(value) = read::near(&target) {
             return Ok(value);
         }
         // Boxed: some kilobytes of state that a near hit does not need.
@@ -180,7 +181,7 @@ impl Scoped {
                 return fetch().await.map(Into::into);
             }
         };
-        if let Some(Some(value)) = target.lookup_near() {
+        if let Some(Some(value)) = read::near(&target) {
             return Ok(value);
         }
         // Boxed with the fetch: that is some kilobytes of state, which a near hit does not need and the caller's
@@ -240,8 +241,9 @@ impl Scoped {
     /// round trip. Of two racing calls the last to arrive wins.
     ///
     /// # Errors
-    /// A key that cannot be used, a value that cannot be serialised or is above `max_value`, or Redis cannot be
-    /// reached in time: whether the value was stored is then unknown.
+    /// A key that cannot be used. A value that cannot be serialised or is above `max_value`, and a cache that is disabled: the
+    /// older value is removed in every process all the same. A cache that is closed. Redis cannot be reached in time: whether
+    /// the value was stored is then unknown.
     pub async fn set<T: CacheValue>(&self, key: &Key<T>, value: impl Into<Arc<T>>) -> Result<(), Error> {
         write::set(&self.target(key)?, Some(value.into())).await
     }
@@ -268,10 +270,11 @@ impl Scoped {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn touch<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
-        write::touch(&self.target(key)?).await
+        read::touch(&self.target(key)?).await
     }
 
-    /// Removes a value: no fetch that began before can bring it back. Cost: at most one round trip.
+    /// Removes a value: no fetch that began before can bring it back. A key that cannot be used is reported in the log. Cost:
+    /// at most one round trip.
     pub async fn invalidate<T: 'static>(&self, key: &Key<T>) -> Invalidated {
         self.invalidate_many(std::slice::from_ref(key)).await
     }
@@ -304,31 +307,43 @@ impl Scoped {
     /// # }
     /// ```
     pub async fn invalidate_and_hold<T: 'static>(&self, key: &Key<T>, hold: Duration) -> Invalidated {
-        // A key that cannot be used names no entry.
-        let Ok(name) = self.name(key) else { return Invalidated::Applied };
-        self.count_invalidation(key);
-        invalidate::hold(&self.cache.state, &name, hold).await
+        match self.name(key) {
+            Ok(name) => {
+                self.count_invalidation(key);
+                invalidate::hold(&self.cache.state, &name, hold).await
+            }
+            Err(error) => invalidate::unnamed(&self.cache.state, &error),
+        }
     }
 
     /// Removes values. Cost: at most one round trip for all.
     pub async fn invalidate_many<T: 'static>(&self, keys: &[Key<T>]) -> Invalidated {
-        // A key that cannot be used names no entry.
-        let names = keys.iter().filter_map(|key| self.name(key).inspect(|_| self.count_invalidation(key)).ok());
-        invalidate::keys(&self.cache.state, &names.collect::<Vec<_>>()).await
+        let (mut names, mut others) = (Vec::with_capacity(keys.len()), Invalidated::Applied);
+        for key in keys {
+            match self.name(key) {
+                Ok(name) => {
+                    self.count_invalidation(key);
+                    names.push(name);
+                }
+                Err(error) => others = others.and(invalidate::unnamed(&self.cache.state, &error)),
+            }
+        }
+        invalidate::keys(&self.cache.state, &names).await.and(others)
     }
 
     /// Removes what a pattern over `profile:identifier` covers, for instance `workflow_def:abc*`. `*` stands for any
     /// text and is the only wildcard. Cost: one round trip where it covers a whole profile (`workflow_def:*`) or
     /// tenant (`*`); else one per thousand keys on the server, which is never blocked.
     ///
-    /// A pattern has at most 512 bytes, percent-encoded. An empty one covers nothing; it and one that is too long are
-    /// reported in the log.
+    /// A pattern has at most 512 bytes, percent-encoded. A longer one removes nothing and is `Pending`, an empty one covers
+    /// nothing; both are reported in the log.
     pub async fn invalidate_pattern(&self, pattern: &str) -> Invalidated {
         match pattern::parse(pattern) {
             Ok(pattern) => invalidate::pattern(&self.cache.state, &self.prefix, pattern).await,
             Err(error) => {
                 self.cache.state.sink.report("pattern", &error);
-                Invalidated::Applied
+                // A long one may be made of wildcards.
+                if pattern.is_empty() { Invalidated::Applied } else { Invalidated::Pending }
             }
         }
     }

@@ -62,11 +62,11 @@ pub(crate) struct Flights {
 #[derive(Debug)]
 struct Flight {
     key: (Box<str>, Binding),
-    state: Mutex<State>,
+    state: Mutex<Progress>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Progress {
     /// Number of the last event.
     events: u64,
     /// Which leadership is current; a leader of an earlier term is ignored.
@@ -189,7 +189,7 @@ impl Flights {
                 return Joined::Follower(Follower { flights: self, flight, events, ticket, silence, joined: now });
             }
         }
-        let state = State {
+        let state = Progress {
             events: 0,
             term: 0,
             led: true,
@@ -226,7 +226,7 @@ impl Flights {
     }
 }
 
-impl State {
+impl Progress {
     fn lead(&mut self, watch: Watch, now: Instant) -> u64 {
         self.term += 1;
         self.led = true;
@@ -352,7 +352,7 @@ impl Drop for Leader<'_> {
 
 impl Flights {
     /// Wakes the next follower of a flight that nobody leads.
-    fn pass_on(&self, flight: &Arc<Flight>, mut state: MutexGuard<'_, State>) {
+    fn pass_on(&self, flight: &Arc<Flight>, mut state: MutexGuard<'_, Progress>) {
         let next = state.next_waiter();
         let is_abandoned = state.followers == 0;
         drop(state);

@@ -10,7 +10,7 @@ pub(crate) mod resend;
 use std::time::Duration;
 
 use crate::{
-    error::{Error, ErrorKind},
+    error::{Detail, Error, ErrorKind},
     key::{
         FullKey, Prefix,
         pattern::{Glob, Pattern},
@@ -30,12 +30,15 @@ const LONGEST_HOLD: Duration = Duration::from_secs(600);
 pub enum Invalidated {
     /// Done: no call that begins now gets an older value from Redis, and near tiers follow within three seconds.
     Applied,
-    /// Redis could not be reached or denies its user a right, or the cache is closed. This process serves the old value no
-    /// more. Until Redis has heard of the invalidation, Redis and other processes may serve it.
+    /// Redis could not be told. This process serves the old value no more. Until Redis has heard of the invalidation, Redis and other processes may serve it.
     /// [`Cache::health`](crate::Cache::health) says why. Where the Redis user may not publish, the value is removed from
     /// Redis, but nobody can be told: other processes keep near copies.
     ///
-    /// The invalidation is sent again until Redis has heard it, also after the last clone of the cache is dropped, as long
+    /// Three things are never sent, only reported in the log: an invalidation by an annotated function where the environment is
+    /// wrong, so that no Redis is known; one by a cache that is closed; and one whose key cannot be built although there may be
+    /// an entry, as its tenant cannot be used or the user's own `Serialize` or `Display` failed.
+    ///
+    /// Any other is sent again until Redis has heard it, also after the last clone of the cache is dropped, as long
     /// as a tokio runtime is driven on which it was called, or on which the cache is used later. It is lost when that
     /// runtime is dropped with the last clone, when the process ends, and when the cache is closed.
     Pending,
@@ -46,6 +49,21 @@ impl Invalidated {
     #[must_use]
     pub fn is_applied(self) -> bool {
         self == Self::Applied
+    }
+
+    /// Of two parts: done when both are.
+    pub(crate) fn and(self, other: Self) -> Self {
+        if self.is_applied() { other } else { self }
+    }
+}
+
+/// What becomes of the invalidation of a key that cannot be built. Done only where no entry can be under it: a tenant
+/// that cannot be used was meant to be another one, and the user's own code may have done better before.
+pub(crate) fn unnamed(state: &State, error: &Error) -> Invalidated {
+    state.sink.report("invalidate", error);
+    match (error.kind(), error.detail()) {
+        (ErrorKind::InvalidKey, Detail::None) => Invalidated::Applied,
+        _ => Invalidated::Pending,
     }
 }
 
@@ -70,7 +88,7 @@ pub(crate) async fn hold(state: &Arc<State>, key: &FullKey, hold: Duration) -> I
     // After the fence is up: whoever did not see it took its watch before this, and stores nothing.
     state.near.stripes.bump(key.as_str());
     state.near.remove(key.as_str());
-    if is_up { Invalidated::Applied } else { Invalidated::Pending }
+    if is_up && knows_others(state) { Invalidated::Applied } else { Invalidated::Pending }
 }
 
 /// Invalidates a whole tenant, or all keys of no tenant, in one round trip.
@@ -105,10 +123,12 @@ async fn apply(state: &Arc<State>, coverages: Vec<Coverage>, hold: Duration) -> 
     }
     if state.remote.is_none() {
         coverages.iter().for_each(|coverage| bump(state, coverage));
-        return Invalidated::Applied;
+        return if knows_others(state) { Invalidated::Applied } else { Invalidated::Pending };
     }
     if state.is_closed() {
         // Nobody is told: the caches of other processes may still serve the old value.
+        let message = "the cache is closed: other processes are not told of an invalidation";
+        state.sink.report("invalidate", &Error::new(ErrorKind::Closed, message));
         return Invalidated::Pending;
     }
     let records = coverages.into_iter().map(|coverage| state.journal.record(coverage)).collect::<Vec<_>>();
@@ -125,6 +145,16 @@ async fn apply(state: &Arc<State>, coverages: Vec<Coverage>, hold: Duration) -> 
         Ok(true) => Invalidated::Applied,
         Ok(false) | Err(_) => Invalidated::Pending,
     }
+}
+
+/// Whether this process would know of a Redis, and so of other processes; else that is reported.
+fn knows_others(state: &State) -> bool {
+    if state.cut_off {
+        let message =
+            "the environment is wrong, so that no Redis is known: other processes are not told of an invalidation";
+        state.sink.report("invalidate", &Error::new(ErrorKind::InvalidConfig, message));
+    }
+    !state.cut_off
 }
 
 /// Makes the near tier and running fetches forget what an invalidation covers.

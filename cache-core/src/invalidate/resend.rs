@@ -120,7 +120,7 @@ async fn resend(state: Arc<State>, term: Arc<Term>) {
 async fn mind(state: &Arc<State>, remote: &Arc<Remote>) -> Result<(), Error> {
     let asked_at = state.clock.now();
     // On a new connection to another run of the server, this puts in doubt what is acknowledged.
-    remote.look().await?;
+    remote.check().await?;
     state.journal.alive(asked_at);
     // A fence that was not put up in time is of no use any more.
     send_once(state, remote, &state.journal.pending(), Duration::ZERO).await

@@ -10,8 +10,8 @@ use std::{
 
 use arrayvec::ArrayString;
 
-use super::{MAX_DEPTH, MAX_PLAIN, canonical, segment::encode, too_deep};
-use crate::error::{Error, ErrorKind};
+use super::{MAX_DEPTH, MAX_PLAIN, canonical, segment::encode, too_deep, users_code};
+use crate::error::Error;
 
 /// A value with a canonical, readable form in a key.
 ///
@@ -44,7 +44,7 @@ pub trait KeyArgument {
     /// Appends the canonical form of `self` to the identifier.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidKey`] for a value with no canonical form: a NaN, one that nests deeper than 128 levels.
+    /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) for a value with no canonical form: a NaN, one that nests deeper than 128 levels.
     fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error>;
 }
 
@@ -93,10 +93,10 @@ impl KeyWriter {
     /// Appends what `value` displays to the current segment, percent-encoded where needed.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidKey`] when the value's `Display` fails.
+    /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) when the value's `Display` fails.
     pub fn display(&mut self, value: impl fmt::Display) -> Result<(), Error> {
         fmt::write(self, format_args!("{value}"))
-            .map_err(|_| Error::new(ErrorKind::InvalidKey, "a key argument failed to display itself"))
+            .map_err(|_| users_code("a key argument's Display failed; mend it, or name another argument"))
     }
 
     /// The identifier so far, or `None` once it is too long to be kept as it is.
@@ -350,6 +350,7 @@ impl<T: serde::Serialize + ?Sized> KeyArgument for Canonical<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     fn text(value: impl KeyArgument) -> Result<String, Error> {
         let mut writer = KeyWriter::new();

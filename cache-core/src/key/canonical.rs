@@ -11,7 +11,7 @@ use std::fmt::{Display, Write as _};
 
 use serde::ser::{self, Serialize, Serializer};
 
-use super::{MAX_DEPTH, too_deep};
+use super::{MAX_DEPTH, too_deep, users_code};
 use crate::error::{Error, ErrorKind};
 
 pub(super) fn to_text<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
@@ -21,7 +21,7 @@ pub(super) fn to_text<T: Serialize + ?Sized>(value: &T) -> Result<String, Error>
         Refusal::NotANumber => {
             Error::new(ErrorKind::InvalidKey, "a key argument is NaN, which equals nothing; give a number, or skip it")
         }
-        Refusal::Custom => Error::new(ErrorKind::InvalidKey, "a key argument's Serialize failed; skip it, or mend it"),
+        Refusal::Custom => users_code("a key argument's Serialize failed; skip it, or mend it"),
     })?;
     Ok(text)
 }

@@ -3,14 +3,14 @@
 //! `<root>:tenant:<tenant>:<profile>:<identifier>` and `<root>:<profile>:<identifier>`. Segments are
 //! percent-encoded; `~` marks auxiliary keys and the hash that ends a key too long to be kept as it is.
 
-mod argument;
-mod canonical;
 #[cfg(test)]
 mod laws;
+mod argument;
+mod canonical;
 pub(crate) mod pattern;
-pub(crate) mod segment;
 pub(crate) mod tag;
 mod tenant;
+pub(crate) mod segment;
 
 use std::fmt::Write as _;
 
@@ -25,7 +25,7 @@ use self::{
     tag::{MAX_TAGS, Tags},
     tenant::MAX_TENANT,
 };
-use crate::error::{Error, ErrorKind};
+use crate::error::{Detail, Error, ErrorKind};
 
 /// The longest key that is kept as it is; a longer one ends in a hash.
 pub(crate) const MAX_PLAIN: usize = 200;
@@ -183,6 +183,12 @@ impl FullKey {
 fn too_deep() -> Error {
     let message = format!("a key argument nests deeper than {MAX_DEPTH} levels; give a flatter one, or skip it");
     Error::new(ErrorKind::InvalidKey, message)
+}
+
+/// An argument of which no key can be made this time.
+#[cold]
+fn users_code(message: &'static str) -> Error {
+    Error::with_detail(ErrorKind::InvalidKey, Detail::UsersCode, message)
 }
 
 #[cold]

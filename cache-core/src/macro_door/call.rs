@@ -31,8 +31,9 @@ pub struct Call<'c> {
     cache: &'c Cache,
     site: Site,
     key: Result<FullKey, Error>,
-    /// Tags that cannot be used: they are no part of the key, so that an invalidation does without them.
-    bad_tags: Option<Error>,
+    /// What else keeps the call from the cache, such as tags that cannot be used: no part of the key, so that an
+    /// invalidation is sent all the same.
+    refused: Option<Error>,
 }
 
 impl<'c> Call<'c> {
@@ -45,15 +46,14 @@ impl<'c> Call<'c> {
         write: impl FnOnce(&mut KeyWriter) -> Result<(), Error>,
     ) -> Self {
         let key = tenant.with_tenant(|tenant| build(cache, &site, Some(tenant), write));
-        Self { cache, site, key, bad_tags: None }
+        Self { cache, site, key, refused: None }
     }
 
     /// A call whose key belongs to no tenant.
     #[inline]
     pub fn global(cache: &'c Cache, site: Site, write: impl FnOnce(&mut KeyWriter) -> Result<(), Error>) -> Self {
-        let key =
-            if cache.state.options.require_tenant { Err(tenant_required()) } else { build(cache, &site, None, write) };
-        Self { cache, site, key, bad_tags: None }
+        let key = build(cache, &site, None, write);
+        Self { cache, site, key, refused: cache.state.options.require_tenant.then(tenant_required) }
     }
 
     /// The call whose value has these tags.
@@ -61,7 +61,7 @@ impl<'c> Call<'c> {
     pub fn with_tags<T: AsRef<str>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
         match Tags::encode(tags) {
             Ok(tags) => self.key = self.key.map(|key| key.with_tags(&tags)),
-            Err(error) => self.bad_tags = Some(error),
+            Err(error) => self.refused = Some(error),
         }
         self
     }
@@ -70,10 +70,10 @@ impl<'c> Call<'c> {
     #[inline]
     pub fn near<R, S: Shape<R>>(&self, shape: S) -> Option<R> {
         let state = &self.cache.state;
-        if self.site.profile.is_err() || self.bad_tags.is_some() {
+        if self.site.profile.is_err() || self.refused.is_some() {
             return None;
         }
-        let value = state.lookup_near::<S::Value>(self.key.as_ref().ok()?, &self.site.origin())?;
+        let value = read::near_by_key::<S::Value>(state, self.key.as_ref().ok()?, &self.site.origin())?;
         shape.join(value)
     }
 
@@ -138,7 +138,7 @@ impl<'c> Call<'c> {
     pub async fn peek<R, S: Shape<R>>(self, shape: S) -> Option<R> {
         let cache = self.cache;
         let target = self.target_or_bypass::<S::Value>()?;
-        if let Some(value) = target.lookup_near() {
+        if let Some(value) = read::near(&target) {
             return shape.join(value);
         }
         match read::get(&target).await {
@@ -155,8 +155,12 @@ impl<'c> Call<'c> {
     /// # Errors
     /// A key that cannot be used, a value that cannot be stored, or Redis cannot be reached.
     pub async fn put<R, S: Shape<R>, V: Put<R>>(self, shape: S, value: V) -> Result<(), Error> {
-        let target = self.target::<S::Value>()?;
         let Ok(value) = shape.split(value.returned()) else { return Ok(()) };
+        if self.refusal().is_some() {
+            // Not stored, and all the same newer than what is.
+            let _ = self.remove().await;
+        }
+        let target = self.target::<S::Value>()?;
         write::set(&target, value).await
     }
 
@@ -168,9 +172,10 @@ impl<'c> Call<'c> {
     }
 
     async fn remove(&self) -> Invalidated {
-        // A key that cannot be built names no entry.
-        let Ok(key) = &self.key else { return Invalidated::Applied };
-        invalidate::keys(&self.cache.state, std::slice::from_ref(key)).await
+        match &self.key {
+            Ok(key) => invalidate::keys(&self.cache.state, std::slice::from_ref(key)).await,
+            Err(error) => invalidate::unnamed(&self.cache.state, error),
+        }
     }
 
     /// What is left of the value's life.
@@ -191,7 +196,7 @@ impl<'c> Call<'c> {
 
     /// Why this call runs uncached, if it does.
     fn refusal(&self) -> Option<&Error> {
-        self.site.profile.as_ref().err().or(self.bad_tags.as_ref()).or(self.key.as_ref().err())
+        self.site.profile.as_ref().err().or(self.refused.as_ref()).or(self.key.as_ref().err())
     }
 
     fn target<T: CacheValue>(self) -> Result<Target<'c>, Error> {
@@ -204,6 +209,7 @@ impl<'c> Call<'c> {
             key: self.key?,
             profile: self.site.profile?,
             version: self.site.version,
+            schema: self.site.schema,
             codec: None,
             strict: false,
         })

@@ -23,7 +23,7 @@ use twox_hash::XxHash3_64;
 use crate::{
     error::{Error, ErrorKind},
     sync::{Mutex, OnceLock},
-    value::{TtlProfile, envelope::Fnv, keyspace::Origin},
+    value::{TtlProfile, keyspace::Origin, schema},
 };
 
 /// Where an annotated function stands. There is one for each, in a static of its expansion.
@@ -132,6 +132,7 @@ pub struct Site {
     resolved: Option<&'static Resolved>,
     types: u64,
     pub(super) version: u32,
+    pub(super) schema: Option<&'static str>,
 }
 
 impl Site {
@@ -156,7 +157,7 @@ impl Site {
             Some(twin) => Err(twin.clone()),
             None => profile,
         };
-        Self { profile_name, profile, function: TypeId::of::<F>(), resolved, types: 0, version: 0 }
+        Self { profile_name, profile, function: TypeId::of::<F>(), resolved, types: 0, version: 0, schema: None }
     }
 
     /// The version of the value's type.
@@ -167,10 +168,18 @@ impl Site {
         self
     }
 
+    /// The name of the schema of the value's type.
+    #[inline]
+    #[must_use]
+    pub fn with_schema(mut self, schema: &'static str) -> Self {
+        self.schema = Some(schema);
+        self
+    }
+
     /// Tells instances of a generic function apart.
     #[must_use]
     pub fn with_type<T: ?Sized>(mut self) -> Self {
-        self.types = self.types.rotate_left(7) ^ Fnv::new().update(type_name::<T>().as_bytes()).0;
+        self.types = self.types.rotate_left(7) ^ schema::own::<T>();
         self
     }
 

@@ -46,11 +46,19 @@ pub(crate) struct Entry {
     /// The function the value is bound to.
     pub(crate) origin: Origin,
     pub(crate) watch: Watch,
-    pub(crate) expires: Instant,
+    /// The end of its life.
+    pub(crate) fresh_until: Instant,
     /// Until when the entry is served without the backplane vouching for it.
     pub(crate) sure_until: Instant,
     /// Whether it says that there is none.
     pub(crate) negative: bool,
+    pub(crate) slot: Slot,
+}
+
+/// An entry that nothing speaks against but perhaps its age.
+pub(crate) struct Found<T> {
+    pub(crate) value: Cached<T>,
+    pub(crate) fresh_until: Instant,
     pub(crate) slot: Slot,
 }
 

@@ -13,7 +13,7 @@ use quick_cache::{OptionsBuilder, sync::Cache};
 use rapidhash::fast::RandomState;
 
 pub(crate) use self::{
-    entry::{Cached, Entry, Erased, erase, unerase},
+    entry::{Cached, Entry, Erased, Found, erase, unerase},
     stripes::{Stripes, Watch},
 };
 use self::{
@@ -22,7 +22,6 @@ use self::{
 };
 use crate::{
     clock::Instant,
-    stats::Slot,
     sync::{Arc, AtomicU64, Mutex, MutexGuard, Ordering},
     value::keyspace::Origin,
 };
@@ -70,7 +69,8 @@ impl Near {
         }
     }
 
-    /// The value under `key`, if it is of this type and function, has these tags, is alive, and not invalidated.
+    /// The entry under `key`, if it is of this type and function, has these tags, is vouched for and not invalidated.
+    /// Whether it is still fresh is for the caller to decide.
     #[inline]
     pub(crate) fn get<T: Send + Sync + 'static>(
         &self,
@@ -78,16 +78,16 @@ impl Near {
         tags: &[Box<str>],
         origin: &Origin,
         now: Instant,
-    ) -> Option<(Cached<T>, Slot)> {
+    ) -> Option<Found<T>> {
         let Stored { entry, .. } = self.entries.get(key)?;
-        if entry.origin != *origin || !self.is_alive(&entry, tags, now) {
+        if !self.is_valid(&entry, tags, origin, now) {
             return None;
         }
-        Some((unerase(entry.value)?, entry.slot))
+        Some(Found { fresh_until: entry.fresh_until, slot: entry.slot, value: unerase(entry.value)? })
     }
 
-    /// The end of the life of the entry under `key` and whether it says that there is none, if [`get`](Self::get) would return it.
-    pub(crate) fn expiry(
+    /// Until when the entry under `key` is fresh and whether it says that there is none, if [`get`](Self::get) would return it.
+    pub(crate) fn fresh_until(
         &self,
         key: &str,
         tags: &[Box<str>],
@@ -95,13 +95,12 @@ impl Near {
         now: Instant,
     ) -> Option<(Instant, bool)> {
         let Stored { entry, .. } = self.entries.peek(key)?;
-        let alive = entry.origin == *origin && self.is_alive(&entry, tags, now);
-        alive.then_some((entry.expires, entry.negative))
+        self.is_valid(&entry, tags, origin, now).then_some((entry.fresh_until, entry.negative))
     }
 
     #[inline]
-    fn is_alive(&self, entry: &Entry, tags: &[Box<str>], now: Instant) -> bool {
-        now < entry.expires
+    fn is_valid(&self, entry: &Entry, tags: &[Box<str>], origin: &Origin, now: Instant) -> bool {
+        entry.origin == *origin
             && (now < entry.sure_until || self.is_linked(now))
             && self.stripes.unchanged(&entry.watch)
             && (tags.is_empty() || self.stripes.is_watched(&entry.watch, tags))
@@ -152,14 +151,22 @@ impl Near {
         true
     }
 
-    /// Gives the entry under `key` a new end of life. Returns whether there was one.
-    pub(crate) fn touch(&self, key: &str, tags: &[Box<str>], origin: &Origin, now: Instant, expires: Instant) -> bool {
+    /// Lets the entry under `key` be fresh for longer, if [`get`](Self::get) would return it: until when, `renewed` makes of
+    /// until when it is fresh now. False if there is none, or `renewed` has nothing to say.
+    pub(crate) fn touch(
+        &self,
+        key: &str,
+        tags: &[Box<str>],
+        origin: &Origin,
+        now: Instant,
+        renewed: impl FnOnce(Instant) -> Option<Instant>,
+    ) -> bool {
         // Where the entry is removed meanwhile the last of its value is here: it outlives the lock.
         let mut gone = Vec::new();
         let touched = self.touch_locked(&mut gone, key, |entry| {
-            let alive = entry.origin == *origin && self.is_alive(entry, tags, now);
+            let fresh_until = renewed(entry.fresh_until).filter(|_| self.is_valid(entry, tags, origin, now))?;
             // Its watch is kept: an invalidation in between still counts.
-            alive.then(|| Entry { expires, ..entry.clone() })
+            Some(Entry { fresh_until, ..entry.clone() })
         });
         discard(gone);
         touched
@@ -233,7 +240,7 @@ mod tests {
             value: Arc::new(7_u64),
             origin: Origin::none(),
             watch: near.stripes.watch([key, "space", "tenant"]),
-            expires: Instant::MAX,
+            fresh_until: Instant::MAX,
             sure_until: Instant::MAX,
             negative: false,
             slot: Registry::default().slot("p"),
@@ -241,16 +248,22 @@ mod tests {
     }
 
     fn get(near: &Near, key: &str, now: Instant) -> Option<u64> {
-        let (value, _) = near.get::<u64>(key, &[], &Origin::none(), now)?;
-        value.as_deref().copied()
+        near.get::<u64>(key, &[], &Origin::none(), now)?.value.as_deref().copied()
     }
 
     #[test]
-    fn an_entry_is_served_until_its_end_and_not_after() {
+    fn an_entry_comes_with_the_end_of_its_life_and_is_touched_by_whoever_reads_that() {
         let (near, end) = (near(100), after(1000));
-        assert!(near.insert("tenant", "k", Entry { expires: end, ..entry(&near, "k") }, 8));
-        assert_eq!(get(&near, "k", after(0)), Some(7));
-        assert_eq!(get(&near, "k", end), None);
+        assert!(near.insert("tenant", "k", Entry { fresh_until: end, ..entry(&near, "k") }, 8));
+        let fresh_until = || near.get::<u64>("k", &[], &Origin::none(), end).map(|found| found.fresh_until);
+        assert_eq!(fresh_until(), Some(end));
+        assert!(!near.touch("k", &[], &Origin::none(), end, |_| None));
+        assert_eq!(fresh_until(), Some(end));
+        let later = end.saturating_add(Duration::from_secs(1));
+        assert!(near.touch("k", &[], &Origin::none(), end, |until| (until == end).then_some(later)));
+        assert_eq!(fresh_until(), Some(later));
+        near.stripes.bump("k");
+        assert!(!near.touch("k", &[], &Origin::none(), end, Some));
     }
 
     #[test]
@@ -275,14 +288,12 @@ mod tests {
         let near = near(100);
         let now = Clock::Coarse.now();
         let later = |ms| now.saturating_add(Duration::from_millis(ms));
-        let unsure = Entry { expires: later(9_000), sure_until: later(3_000), ..entry(&near, "k") };
+        let unsure = Entry { sure_until: later(3_000), ..entry(&near, "k") };
         near.insert("tenant", "k", unsure, 8);
         let served = |ms| get(&near, "k", later(ms)).is_some();
         assert!(served(2_999) && !served(3_000));
         near.link(later(6_000));
         assert!(served(5_999) && !served(6_000));
-        near.link(later(60_000));
-        assert!(served(8_999) && !served(9_000));
         near.unlink();
         assert!(!served(3_000));
     }

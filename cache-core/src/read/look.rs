@@ -1,17 +1,46 @@
 //! The look into the tiers, for one call or many: near tier, journal, Redis.
 //!
-//! Whoever holds a cache looks near first, before anything is allocated for the call ([`Target::lookup_near`]). What
-//! follows here is asked once for all calls that found nothing there.
+//! Whoever holds a cache looks near first, before anything is allocated for the call ([`near`]). What follows here is
+//! asked once for all calls that found nothing there.
 
-use super::call::{Asked, Call};
+use super::{
+    call::{Asked, Call},
+    policy::{Decision, decide},
+};
 use crate::{
     error::Error,
     invalidate::{backplane, resend},
+    key::FullKey,
     near::Cached,
-    remote::{Budget, Life, Read},
+    remote::{Budget, Read},
+    state::State,
     target::{Target, Verdict},
-    value::codec::CacheValue,
+    value::{codec::CacheValue, keyspace::Origin},
 };
+
+/// The value of `target`, if the near tier has it and may serve it. Counted as a hit.
+#[inline]
+pub(crate) fn near<T: CacheValue>(target: &Target<'_>) -> Option<Cached<T>> {
+    if target.strict && target.state.remote.is_some() {
+        return None;
+    }
+    near_by_key(target.state, &target.key, &target.binding.origin)
+}
+
+/// The same for one who has no more than the key and the function.
+#[inline]
+pub(crate) fn near_by_key<T: CacheValue>(state: &State, key: &FullKey, origin: &Origin) -> Option<Cached<T>> {
+    if state.is_off() {
+        return None;
+    }
+    let now = state.clock.now();
+    let found = state.near.get(key.as_str(), key.tags(), origin, now)?;
+    if decide(now, found.fresh_until) == Decision::Fetch {
+        return None;
+    }
+    state.stats.counters(found.slot).near_hit();
+    Some(found.value)
+}
 
 /// Looks into Redis for calls that found nothing near, in one round trip. Each is counted as a hit or a miss.
 pub(crate) async fn look<T: CacheValue>(calls: &mut [Call<'_, T>]) -> Result<(), Error> {
@@ -37,7 +66,7 @@ fn missing<'c, 'a, T>(calls: &'c mut [Call<'a, T>]) -> impl Iterator<Item = &'c 
 /// A call looks again that may not take the outcome of the flight it waited for: that is stored by now, as a rule.
 /// Without this look all who join a flight after its last command was sent would fetch for themselves.
 pub(crate) async fn look_again<T: CacheValue>(call: &mut Call<'_, T>) -> Option<Cached<T>> {
-    call.found = call.target.lookup_near();
+    call.found = near(call.target);
     if call.found.is_none()
         && let Err(error) = remote(std::slice::from_mut(call)).await
     {
@@ -93,29 +122,6 @@ impl<T: CacheValue> Call<'_, T> {
             }
             Verdict::Miss { seen } => self.seen = seen,
             Verdict::Newer => self.newer = true,
-        }
-    }
-}
-
-/// What is left of an entry's life.
-pub(crate) async fn life(target: &Target<'_>) -> Result<Option<Life>, Error> {
-    let state = target.state;
-    if state.is_off() {
-        return Ok(None);
-    }
-    // Before the look into the journal.
-    let asked_at = state.clock.now();
-    match &state.remote {
-        Some(_) if target.must_miss() => Ok(None),
-        Some(remote) => {
-            let life = remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await?;
-            // As in `Target::accept`: the connection may be one to a server that came back with what it had removed.
-            Ok(life.filter(|_| !state.journal.doubts(&target.key, asked_at)))
-        }
-        None => {
-            let now = state.clock.now();
-            let found = state.near.expiry(target.key.as_str(), target.key.tags(), &target.binding.origin, now);
-            Ok(found.map(|(end, negative)| Life { left: end.since(now), negative }))
         }
     }
 }

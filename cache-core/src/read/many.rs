@@ -38,7 +38,7 @@ pub(crate) async fn get_many<T: CacheValue>(targets: &[Target<'_>]) -> Result<Ve
 
 fn look_near<'a, T: CacheValue>(target: &'a Target<'a>) -> Call<'a, T> {
     let mut call = Call::new(target);
-    call.found = target.lookup_near();
+    call.found = look::near(target);
     call
 }
 

@@ -6,18 +6,21 @@
 //! tiers again and joins the next flight. After two rounds it fetches for itself.
 //!
 //! A leading miss looks near twice: before it joins, and once more as the leader. The first look is the caller's own
-//! ([`Target::lookup_near`]), before anything is allocated. The second one has its reason beside it ([`join`]).
+//! ([`near`]), before anything is allocated. The second one has its reason beside it ([`join`]).
 
-pub(crate) mod call;
+mod many;
 pub(crate) mod lead;
 mod look;
-mod many;
+mod life;
+mod policy;
+pub(crate) mod call;
 
 use std::future::Future;
 
 use self::call::Call;
 pub(crate) use self::{
-    look::life,
+    life::{life, touch},
+    look::{near, near_by_key},
     many::{fetch_uncached, get_many, read_through_many},
 };
 use crate::{
@@ -68,12 +71,13 @@ pub(crate) async fn refresh<T: CacheValue, E>(
     target: &Target<'_>,
     fetch: impl Future<Output = Result<Cached<T>, E>>,
 ) -> Result<Cached<T>, E> {
+    // Also where the call runs uncached: others store. Where Redis cannot be reached the outcome is reported there, and
+    // the fetch is worth its value all the same.
+    let _ = invalidate::keys(target.state, std::slice::from_ref(&target.key)).await;
     let mut call = Call::new(target);
     if call.must_bypass() {
         return fetch.await;
     }
-    // Where Redis cannot be reached the outcome is reported there, and the fetch is worth its value all the same.
-    let _ = invalidate::keys(target.state, std::slice::from_ref(&target.key)).await;
     match call.join() {
         Joined::Leader(leader) => lead::lead_one(&mut call, leader, fetch, None).await,
         // Its fetch began after the invalidation and so is as new; ours need not be stored.
@@ -144,7 +148,7 @@ async fn join<'a, T: CacheValue, E>(call: &Call<'a, T>, share: Option<Share<E>>)
 /// may want a stricter answer.
 fn unless_near<'a, T: CacheValue>(call: &Call<'a, T>, leader: Leader<'a>) -> Result<Leader<'a>, Cached<T>> {
     let looked = leader.sending();
-    let Some(value) = call.target.lookup_near() else { return Ok(leader) };
+    let Some(value) = near(call.target) else { return Ok(leader) };
     let accepted = call.state.remote.is_none().then_some(looked);
     leader.finish(Ending::Value(erase(&value)), accepted);
     Err(value)

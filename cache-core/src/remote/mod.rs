@@ -1,12 +1,12 @@
 //! Step *remote tier* of the picture: the verbs of the protocol, bytes in and bytes out, one round trip each.
 
-mod answer;
-mod condition;
+mod sweep;
+mod subscription;
 mod gather;
+mod condition;
+mod answer;
 pub(crate) mod notice;
 mod steps;
-mod subscription;
-mod sweep;
 mod wire;
 
 use std::time::Duration;
@@ -341,9 +341,9 @@ impl Remote {
         self.wire.ping(timeout).await
     }
 
-    /// Whether the server is there, whatever the breaker says.
-    pub(crate) async fn look(&self) -> Result<(), Error> {
-        self.wire.look().await
+    /// Whether the server is there, also past an open breaker, which is closed then.
+    pub(crate) async fn check(&self) -> Result<(), Error> {
+        self.wire.check().await
     }
 
     /// Whether the server refuses to run scripts, so that every step is a transaction.

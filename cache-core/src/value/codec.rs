@@ -7,12 +7,19 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::weight::{self, MAX_DEPTH, Refusal};
+use super::{
+    depth::{Limited, MAX_DEPTH},
+    weight::{self, Refusal},
+};
 use crate::error::{Error, ErrorKind};
 
 /// A type that can be cached: serialisable both ways, shareable between threads, owning what it holds.
 ///
 /// Implemented for every type that qualifies.
+///
+/// A value is nested at most 64 levels deep. Each sequence, map, struct, tuple, `Some`, newtype and variant with data is a
+/// level; a variant with several fields is two. A deeper value is not stored, which is an error of `set` and counts in
+/// [`ProfileStats::encode_errors`](crate::ProfileStats::encode_errors); deeper bytes in Redis are a miss.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be cached",
     label = "not a cacheable value",
@@ -63,11 +70,15 @@ impl Codec {
         })
     }
 
-    /// The decoded value, or `None` where the bytes are not one.
+    /// The decoded value, or `None` where the bytes are not one, or are nested too deeply.
     pub(crate) fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Option<T> {
         catch_unwind(AssertUnwindSafe(|| match self {
-            Self::MessagePack => rmp_serde::from_slice(bytes).ok(),
-            Self::Json => serde_json::from_slice(bytes).ok(),
+            Self::MessagePack => T::deserialize(Limited::new(&mut rmp_serde::Deserializer::from_read_ref(bytes))).ok(),
+            Self::Json => {
+                let mut json = serde_json::Deserializer::from_slice(bytes);
+                let value = T::deserialize(Limited::new(&mut json)).ok()?;
+                json.end().ok().map(|()| value)
+            }
         }))
         .ok()
         .flatten()
@@ -158,6 +169,126 @@ mod tests {
             let _ = Codec::MessagePack.decode::<Value>(&bytes);
             let _ = Codec::Json.decode::<Value>(&bytes);
         }
+    }
+
+    /// Of any shape.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    enum Any {
+        End,
+        Number(u32),
+        Some(Option<Box<Self>>),
+        Wrapped(Wrapped),
+        List(Vec<Self>),
+        Pair(Box<Self>, u8),
+        Map(BTreeMap<String, Self>),
+        Fields { inner: Box<Self>, other: Option<String> },
+        Tagged(Tagged),
+    }
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Wrapped(Box<Any>);
+
+    /// Decoded by way of serde's own buffer.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Tagged {
+        Deeper { deeper: Box<Any> },
+        Text(String),
+    }
+
+    /// Any value of these wrappers, the innermost one first.
+    fn any_of(wrappers: &[u8]) -> Any {
+        wrappers.iter().fold(Any::End, |inner, wrapper| match wrapper % 10 {
+            0 | 1 => Any::Number(7),
+            2 => Any::Some(Some(Box::new(inner))),
+            3 => Any::Wrapped(Wrapped(Box::new(inner))),
+            4 => Any::List(vec![Any::End, inner, Any::Number(1)]),
+            5 => Any::Pair(Box::new(inner), 1),
+            6 => Any::Map(BTreeMap::from([("key".to_owned(), inner)])),
+            7 => Any::Fields { inner: Box::new(inner), other: None },
+            8 => Any::Tagged(Tagged::Text("text".to_owned())),
+            _ => Any::Tagged(Tagged::Deeper { deeper: Box::new(inner) }),
+        })
+    }
+
+    proptest! {
+        /// Whatever the shape: what may be stored can be read.
+        #[test]
+        fn what_is_not_too_deep_to_be_stored_can_be_read(wrappers in prop::collection::vec(0..10_u8, 15..40), bare in 10..70_usize) {
+            for any in [any_of(&wrappers), (0..bare).fold(any_of(&wrappers[..10]), |inner, _| Any::List(vec![inner]))] {
+                for codec in [Codec::MessagePack, Codec::Json] {
+                    if codec.weigh(&any).is_ok() {
+                        prop_assert_eq!(codec.decode::<Any>(&codec.encode(&any).unwrap()), Some(any.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_level_more_than_allowed_is_neither_stored_nor_read() {
+        for levels in [MAX_DEPTH, MAX_DEPTH + 1] {
+            let value = (0..levels).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
+            for codec in [Codec::MessagePack, Codec::Json] {
+                let bytes = codec.encode(&value).unwrap();
+                assert_eq!(codec.weigh(&value).is_ok(), levels == MAX_DEPTH, "{codec:?}");
+                assert_eq!(codec.decode::<serde_json::Value>(&bytes).is_some(), levels == MAX_DEPTH, "{codec:?}");
+            }
+        }
+    }
+
+    /// Each level takes of the stack: a worker's is 2 MiB.
+    #[test]
+    fn hostile_nesting_is_refused_before_the_stack_ends() {
+        #[derive(Deserialize)]
+        #[expect(dead_code, reason = "never made")]
+        enum Chain {
+            Next(Box<Self>),
+        }
+        /// Endless without a byte read.
+        #[derive(Deserialize)]
+        #[expect(dead_code, reason = "never made")]
+        struct Number(Option<Box<Self>>);
+
+        fn refused<T: DeserializeOwned>(codec: Codec, level: &[u8]) {
+            for levels in [MAX_DEPTH + 1, 1000, 300_000] {
+                let bytes = level.repeat(levels);
+                assert!(codec.decode::<T>(&bytes).is_none(), "{} {codec:?} {level:x?}", std::any::type_name::<T>());
+                // Where nobody asks for it.
+                let skipped = [b"\x82\xa2id\x01\xa7ignored", &*bytes].concat();
+                assert!(codec.decode::<Value>(&skipped).is_none());
+            }
+        }
+        std::thread::Builder::new()
+            .stack_size(2 << 20)
+            .spawn(|| {
+                let list = [0x91];
+                let map = [0x81, 0xa1, b'k'];
+                // A map whose key is a list.
+                let key = [0x81, 0x91];
+                let variant = b"\x81\xa4Next";
+                let ext = [0xc7, 0x40, 0x01];
+                for level in [&list[..], &map, &key, variant, &ext, &[0xdc, 0, 1], &[0xdf, 0, 0, 0, 1, 0xc0]] {
+                    refused::<serde_json::Value>(Codec::MessagePack, level);
+                    refused::<Chain>(Codec::MessagePack, level);
+                    refused::<Vec<Chain>>(Codec::MessagePack, level);
+                    refused::<Number>(Codec::MessagePack, level);
+                }
+                // `rmp_serde` takes a list of a variant's name alone for the variant, and its data from behind the list.
+                refused::<Chain>(Codec::MessagePack, b"\x91\xa4Next");
+                refused::<Vec<Chain>>(Codec::MessagePack, b"\x91\xa4Next");
+                for level in [&b"["[..], b"{\"k\":", b"{\"Next\":", b"[{\"k\":[1,"] {
+                    refused::<serde_json::Value>(Codec::Json, level);
+                    refused::<Chain>(Codec::Json, level);
+                    refused::<Number>(Codec::Json, level);
+                    refused::<Any>(Codec::Json, level);
+                }
+                assert!(Codec::Json.decode::<Number>(b"1").is_none());
+                assert!(Codec::MessagePack.decode::<Number>(&[1]).is_none());
+            })
+            .unwrap()
+            .join()
+            .unwrap();
     }
 
     #[test]

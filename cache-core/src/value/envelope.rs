@@ -1,15 +1,21 @@
 //! The envelope around a stored value: who wrote it, for which key and type, when, and whether it is whole.
 //!
 //! ```text
-//!   0  magic "CCE", format version     32  identity: hash of key, type and origin (16)
-//!   4  random entry id (16)            48  fetch cost in µs (u32), reserved (u32)
-//!  20  codec, flags, generations, 0    56  checksum of 0..56 and the payload (u64)
+//!   0  magic "CCE", format version     32  owner: hash of key and function (12)
+//!   4  random entry id (16)            44  schema: hash of what the type is called (u64)
+//!  20  codec, flags, generations       52  fetch cost in µs (u32)
+//!  23  format version again            56  checksum of 0..56 and the payload (u64)
 //!  24  keyspace version (u32)          64  stamp: stored-at ms, TTL ms, their checksum (3 × u64)
 //!  28  payload length (u32)            88  generations (16 each), then the payload
 //! ```
 //!
 //! All integers are little-endian. The head has a fixed size, so that a script can compare generations and rewrite
 //! the stamp at fixed offsets; its first 64 bytes tell any two entries apart.
+//!
+//! Releases share one Redis during a deploy. What an entry is written for is judged in this order: its format, its key and
+//! function, its version, its type. An older format or version is a miss, and is overwritten. A newer one is left alone,
+//! whatever its type is called: nothing of a later format need be where it is now, but the magic and the two bytes that
+//! hold its version.
 
 use twox_hash::{XxHash3_64, XxHash3_128};
 
@@ -17,9 +23,11 @@ use super::codec::Codec;
 use crate::clock::millis;
 use std::time::Duration;
 
-pub(crate) const MAGIC: [u8; 4] = *b"CCE\x01";
+pub(crate) const MAGIC: [u8; 4] = *b"CCE\x02";
 /// Where the number of generations stands.
 pub(crate) const GENERATIONS_AT: usize = 22;
+/// Where the format version stands again: one byte that flips makes no later format.
+const FORMAT_AGAIN: usize = 23;
 /// Bytes before the generations.
 pub(crate) const HEAD: usize = 88;
 /// Where the stamp begins.
@@ -58,10 +66,28 @@ pub(crate) struct Head {
     pub(crate) codec: Codec,
     /// Whether the cached value is `None`; the payload is then empty.
     pub(crate) negative: bool,
-    pub(crate) version: u32,
-    pub(crate) identity: Id,
+    pub(crate) purpose: Purpose,
     pub(crate) cost: Duration,
     pub(crate) stamp: Stamp,
+}
+
+/// What an entry is written for, and by what it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Purpose {
+    /// Hash of key and function.
+    owner: [u8; 12],
+    /// The version of the keyspace.
+    pub(crate) version: u32,
+    /// Hash of what the type is called.
+    schema: u64,
+}
+
+impl Purpose {
+    pub(crate) fn new(key: &str, function: u64, version: u32, schema: u64) -> Self {
+        let mut owner = [0; 12];
+        owner.copy_from_slice(&XxHash3_128::oneshot_with_seed(function, key.as_bytes()).to_le_bytes()[..12]);
+        Self { owner, version, schema }
+    }
 }
 
 /// When an entry was stored, by the server's clock, and for how long.
@@ -85,19 +111,10 @@ pub(crate) struct Opened<'a> {
 pub(crate) enum Rejected {
     /// Written before an invalidation of its keyspace or tenant, or those generations are gone.
     Outdated,
-    /// Garbage, truncated, of another key, type or function, or of an older version.
+    /// Garbage, truncated, of another key, type or function, or of an older version or format.
     Unusable,
-    /// Of a newer version of the type.
+    /// Of a newer version of the keyspace, or of a later format.
     Newer,
-}
-
-/// Binds an entry to the key, type and function it was written for.
-///
-/// The type is bound by its full name, modules included: two types of one bare name are two types. A type that moves
-/// costs one miss per entry.
-pub(crate) fn identity<T: ?Sized>(key: &str, origin: u64) -> Id {
-    let seed = XxHash3_64::oneshot(std::any::type_name::<T>().as_bytes()) ^ origin;
-    XxHash3_128::oneshot_with_seed(seed, key.as_bytes()).to_le_bytes()
 }
 
 /// FNV-1a: stable across versions and platforms, which is all that is asked of it.
@@ -159,12 +176,14 @@ impl Head {
         head[20] = self.codec.id();
         head[21] = if self.negative { NEGATIVE } else { 0 };
         head[GENERATIONS_AT] = generations;
-        head[24..28].copy_from_slice(&self.version.to_le_bytes());
+        head[FORMAT_AGAIN] = MAGIC[3];
+        head[24..28].copy_from_slice(&self.purpose.version.to_le_bytes());
         // A payload is at most `max_value`, which is checked to fit.
         head[28..32].copy_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
-        head[32..48].copy_from_slice(&self.identity);
+        head[32..44].copy_from_slice(&self.purpose.owner);
+        head[44..52].copy_from_slice(&self.purpose.schema.to_le_bytes());
         let cost = u32::try_from(self.cost.as_micros()).unwrap_or(u32::MAX);
-        head[48..52].copy_from_slice(&cost.to_le_bytes());
+        head[52..56].copy_from_slice(&cost.to_le_bytes());
         let checksum = checksum(&head, payload);
         head[56..64].copy_from_slice(&checksum.to_le_bytes());
         head[STAMP..].copy_from_slice(&self.stamp.to_bytes());
@@ -176,15 +195,13 @@ fn checksum(head: &[u8], payload: &[u8]) -> u64 {
     XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&head[..56]), payload)
 }
 
-/// Verifies `bytes` as the entry of this identity and version under the current `generations`.
-pub(crate) fn open<'a>(
-    bytes: &'a [u8],
-    identity: &Id,
-    version: u32,
-    generations: &[Option<Id>],
-) -> Result<Opened<'a>, Rejected> {
+/// Verifies `bytes` as an entry of this purpose under the current `generations`.
+pub(crate) fn open<'a>(bytes: &'a [u8], purpose: &Purpose, generations: &[Option<Id>]) -> Result<Opened<'a>, Rejected> {
+    if is_of_later_format(bytes) {
+        return Err(Rejected::Newer);
+    }
     let (head, stored, payload) = split(bytes).ok_or(Rejected::Unusable)?;
-    if checksum(head, payload) != u64_at(head, 56).ok_or(Rejected::Unusable)? || head[32..48] != *identity {
+    if checksum(head, payload) != u64_at(head, 56).ok_or(Rejected::Unusable)? || head[32..44] != purpose.owner {
         return Err(Rejected::Unusable);
     }
     let current = generations.len() == stored.len() / GENERATION
@@ -193,14 +210,24 @@ pub(crate) fn open<'a>(
         return Err(Rejected::Outdated);
     }
     let stored_version = u32_at(head, 24).ok_or(Rejected::Unusable)?;
-    match stored_version.cmp(&version) {
+    match stored_version.cmp(&purpose.version) {
         std::cmp::Ordering::Less => return Err(Rejected::Unusable),
         std::cmp::Ordering::Greater => return Err(Rejected::Newer),
         std::cmp::Ordering::Equal => {}
     }
+    // After the version: a type that is renamed with it is as unknown to the older binary as the version.
+    if u64_at(head, 44) != Some(purpose.schema) {
+        return Err(Rejected::Unusable);
+    }
     let stamp = Stamp::read(&head[STAMP..]).ok_or(Rejected::Unusable)?;
     let codec = Codec::from_id(head[20]).ok_or(Rejected::Unusable)?;
     Ok(Opened { codec, negative: head[21] & NEGATIVE != 0, stamp, payload })
+}
+
+/// Whether a later release wrote this entry, in a format that is not known here.
+pub(crate) fn is_of_later_format(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC[..3])
+        && bytes.get(3).is_some_and(|format| *format > MAGIC[3] && bytes.get(FORMAT_AGAIN) == Some(format))
 }
 
 /// Head, generations and payload, where the lengths fit.
@@ -240,13 +267,16 @@ mod tests {
 
     const GENERATIONS: [Id; 2] = [[7; 16], [9; 16]];
 
+    fn purpose() -> Purpose {
+        Purpose::new("cache:api:x", 5, 2, 11)
+    }
+
     fn head() -> Head {
         Head {
             entry: [3; 16],
             codec: Codec::MessagePack,
             negative: false,
-            version: 2,
-            identity: identity::<String>("cache:api:x", 5),
+            purpose: purpose(),
             cost: Duration::from_millis(12),
             stamp: Stamp::new(1_700_000_000_000, Duration::from_secs(300)),
         }
@@ -259,8 +289,8 @@ mod tests {
         bytes
     }
 
-    fn opened<'a>(bytes: &'a [u8], head: &Head) -> Result<Opened<'a>, Rejected> {
-        open(bytes, &head.identity, head.version, &GENERATIONS.map(Some))
+    fn opened(bytes: &[u8], purpose: Purpose) -> Result<Opened<'_>, Rejected> {
+        open(bytes, &purpose, &GENERATIONS.map(Some))
     }
 
     /// Pins the format: a change here makes every stored entry unreadable and needs a new format version.
@@ -272,21 +302,35 @@ mod tests {
 
     #[test]
     fn an_entry_opens_for_its_own_key_type_version_and_generations_only() {
-        let head = head();
-        let bytes = entry(&head, b"payload");
-        assert_eq!(opened(&bytes, &head).unwrap().payload, b"payload");
-        for identity in [
-            identity::<String>("cache:api:y", 5),
-            identity::<String>("cache:api:x", 6),
-            identity::<Vec<u8>>("cache:api:x", 5),
+        let bytes = entry(&head(), b"payload");
+        assert_eq!(opened(&bytes, purpose()).unwrap().payload, b"payload");
+        for (other, rejected) in [
+            (Purpose::new("cache:api:y", 5, 2, 11), Rejected::Unusable),
+            (Purpose::new("cache:api:x", 6, 2, 11), Rejected::Unusable),
+            (Purpose::new("cache:api:x", 5, 3, 11), Rejected::Unusable),
+            (Purpose::new("cache:api:x", 5, 2, 12), Rejected::Unusable),
+            (Purpose::new("cache:api:x", 5, 1, 11), Rejected::Newer),
+            // The version outranks the type, and the key the version.
+            (Purpose::new("cache:api:x", 5, 1, 12), Rejected::Newer),
+            (Purpose::new("cache:api:y", 5, 1, 11), Rejected::Unusable),
         ] {
-            assert_eq!(opened(&bytes, &Head { identity, ..head.clone() }), Err(Rejected::Unusable));
+            assert_eq!(opened(&bytes, other), Err(rejected), "{other:?}");
         }
-        assert_eq!(opened(&bytes, &Head { version: 1, ..head.clone() }), Err(Rejected::Newer));
-        assert_eq!(opened(&bytes, &Head { version: 3, ..head.clone() }), Err(Rejected::Unusable));
         for generations in [&[Some([7; 16]), None][..], &[Some([7; 16]), Some([8; 16])], &[Some([7; 16])], &[]] {
-            assert_eq!(open(&bytes, &head.identity, 2, generations), Err(Rejected::Outdated));
+            assert_eq!(open(&bytes, &purpose(), generations), Err(Rejected::Outdated));
         }
+    }
+
+    #[test]
+    fn a_later_format_is_told_by_its_first_bytes() {
+        let mut bytes = entry(&head(), b"payload");
+        bytes[3] += 1;
+        assert_eq!(opened(&bytes, purpose()), Err(Rejected::Unusable), "one byte is a fault");
+        bytes[FORMAT_AGAIN] += 1;
+        assert_eq!(opened(&bytes, purpose()), Err(Rejected::Newer));
+        assert_eq!(opened(&bytes[..24], purpose()), Err(Rejected::Newer));
+        (bytes[3], bytes[FORMAT_AGAIN]) = (1, 0);
+        assert_eq!(opened(&bytes, purpose()), Err(Rejected::Unusable), "an earlier one is overwritten");
     }
 
     #[test]
@@ -295,7 +339,7 @@ mod tests {
         let mut bytes = entry(&head, b"payload");
         let stamp = Stamp::new(1_700_000_100_000, Duration::from_secs(60));
         bytes[STAMP..STAMP + 24].copy_from_slice(&stamp.to_bytes());
-        assert_eq!(opened(&bytes, &head).unwrap().stamp, stamp);
+        assert_eq!(opened(&bytes, purpose()).unwrap().stamp, stamp);
     }
 
     #[test]
@@ -317,13 +361,13 @@ mod tests {
             let at = at.index(bytes.len());
             let mut flipped = bytes.clone();
             flipped[at] ^= flip;
-            prop_assert!(opened(&flipped, &head).is_err());
-            prop_assert!(opened(&bytes[..at], &head).is_err());
+            prop_assert!(opened(&flipped, purpose()).is_err());
+            prop_assert!(opened(&bytes[..at], purpose()).is_err());
         }
 
         #[test]
         fn garbage_is_rejected(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(opened(&bytes, &head()).is_err());
+            prop_assert!(opened(&bytes, purpose()).is_err());
         }
     }
 }

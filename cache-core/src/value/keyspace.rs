@@ -8,9 +8,10 @@ use crate::{
     value::{TtlProfile, codec::Codec},
 };
 
-/// A kind of cached value: profile, type `T`, version of `T` and codec. `const`.
+/// A kind of cached value: profile, type `T`, version and schema of `T`, and codec. `const`.
 ///
-/// A key can only come from a keyspace, so reading it as another type does not compile.
+/// A key can only come from a keyspace, so reading it as another type does not compile. An entry in Redis says what type it
+/// holds, and is a miss to every other type: see [`with_schema`](Self::with_schema) for what a type is called there.
 ///
 /// ```
 /// use cache_core::{Cache, Keyspace, profiles::WORKFLOW_DEF};
@@ -29,6 +30,7 @@ use crate::{
 pub struct Keyspace<T> {
     profile: TtlProfile,
     version: u32,
+    schema: Option<&'static str>,
     codec: Option<Codec>,
     value: PhantomData<fn() -> T>,
 }
@@ -46,6 +48,7 @@ impl<T> fmt::Debug for Keyspace<T> {
         f.debug_struct("Keyspace")
             .field("profile", &self.profile.name())
             .field("version", &self.version)
+            .field("schema", &self.schema)
             .finish_non_exhaustive()
     }
 }
@@ -54,18 +57,46 @@ impl TtlProfile {
     /// The keyspace of values of type `T` under this profile.
     #[must_use]
     pub const fn of<T>(self) -> Keyspace<T> {
-        Keyspace { profile: self, version: 0, codec: None, value: PhantomData }
+        Keyspace { profile: self, version: 0, schema: None, codec: None, value: PhantomData }
     }
 }
 
 impl<T> Keyspace<T> {
     /// Sets the version of `T`. Defaults to 0. Raise it when old entries must not be read as the new type.
     ///
-    /// An entry of an older version is a miss and is overwritten. One of a newer version is left alone: the older
-    /// binary fetches, and keeps what it fetched in its own memory only. So a rolling deploy never thrashes.
+    /// An entry of an older version is a miss and is overwritten. One of a newer version is left alone, whatever its type
+    /// is called: the older binary fetches, and keeps what it fetched in its own memory only. So a rolling deploy never
+    /// thrashes.
     #[must_use]
     pub const fn with_version(mut self, version: u32) -> Self {
         self.version = version;
+        self
+    }
+
+    /// Sets what `T` is called in stored entries, so that moving or renaming it costs nothing: entries that were stored
+    /// under this name are read as `T`. Two keyspaces of one profile that name one schema read each other's entries,
+    /// as far as serde can; raise the version where they must not.
+    ///
+    /// Defaults to the type's own name with the modules it stands in, and those of its parameters. That rests on the source,
+    /// as the compiler tells it: a type that is moved or renamed, in a rare case a new compiler too, makes older entries
+    /// misses, and until a deploy is over the two releases overwrite each other's. A raised version spares them that.
+    /// Entries are never misread for it.
+    ///
+    /// ```
+    /// use cache_core::{Keyspace, profiles::SCAN_RESULTS};
+    ///
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Report { findings: u32 }
+    ///
+    /// const REPORTS: Keyspace<Report> = SCAN_RESULTS.of().with_schema("report");
+    /// ```
+    ///
+    /// # Panics
+    /// When the name is empty; in a `const` the panic is a compile error.
+    #[must_use]
+    pub const fn with_schema(mut self, name: &'static str) -> Self {
+        assert!(!name.is_empty(), "schema: a name for the type, not empty");
+        self.schema = Some(name);
         self
     }
 
@@ -102,6 +133,10 @@ impl<T> Keyspace<T> {
 
     pub(crate) const fn version(&self) -> u32 {
         self.version
+    }
+
+    pub(crate) const fn schema(&self) -> Option<&'static str> {
+        self.schema
     }
 }
 

@@ -1,11 +1,13 @@
 //! Values: their profile and keyspace, their bytes, and the envelope around them.
 
-pub(crate) mod codec;
-pub(crate) mod envelope;
-pub(crate) mod jitter;
 pub(crate) mod keyspace;
-mod profile;
+pub(crate) mod schema;
+pub(crate) mod envelope;
+pub(crate) mod codec;
 mod weight;
+mod depth;
+mod profile;
+pub(crate) mod jitter;
 
 #[cfg(test)]
 use self::profile::MAX_TTL;

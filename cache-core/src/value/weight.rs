@@ -16,10 +16,7 @@ use std::fmt::{self, Display, Write as _};
 
 use serde::ser::{self, Serialize, Serializer};
 
-/// How deep a value may be nested. Each sequence, map, struct, tuple, `Some`, newtype and variant with data is a level.
-///
-/// The stack must hold as many levels of the user's `Deserialize` in a debug build, and `serde_json` stops at 127.
-pub(crate) const MAX_DEPTH: usize = 127;
+use super::depth::MAX_DEPTH;
 
 const WORD: usize = size_of::<usize>();
 /// What an allocation costs beside its content: the allocator's own bytes, and what it rounds up to.
@@ -413,7 +410,8 @@ impl<'a> Serializer for Scale<'a> {
         self.scalar(0)
     }
     fn serialize_unit_struct(self, _: &'static str) -> Result<Seen, Refusal> {
-        self.scalar(0)
+        // An empty sequence in MessagePack.
+        self.deeper()?.scalar(0)
     }
     fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> Result<Seen, Refusal> {
         self.scalar(1)

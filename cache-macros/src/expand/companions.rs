@@ -69,7 +69,8 @@ fn put(expansion: &Expansion<'_>) -> TokenStream {
     let documentation = format!(
         "Stores `value` as what `{}` returned for these arguments.\n\n\
          Takes the arguments that are in the key, then the value: as the function returns it, or the success value \
-         alone.\n\n# Errors\n\nWhere the value or the key cannot be stored.",
+         alone.\n\n# Errors\n\nWhere the value cannot be stored, \
+         or not under this key; the older value is removed where it can be.",
         name(expansion)
     );
     let shape = expansion.shape(&quote!(Self));

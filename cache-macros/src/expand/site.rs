@@ -22,6 +22,7 @@ impl Expansion<'_> {
             _ => quote!(new::<Self>(&PLACE, Self::__PROFILE, #is_bound)),
         };
         let version = self.model.version.map(|version| quote!(.with_version(#version)));
+        let schema = self.model.schema.as_ref().map(|schema| quote!(.with_schema(#schema)));
         // A key of the user's own is told apart by its text alone, whoever asks for it.
         let types = generics.type_params().filter(|_| is_bound).map(|param| &param.ident);
         let item = &self.model.item;
@@ -37,6 +38,7 @@ impl Expansion<'_> {
                     #door::Place::new(::core::module_path!(), #name, #code, ::core::file!(), ::core::line!());
                 #door::Site::#site
                     #version
+                    #schema
                     #(.with_type::<#types>())*
             }
         }

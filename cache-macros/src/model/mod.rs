@@ -29,6 +29,8 @@ pub(crate) struct Model {
     pub(crate) output: Type,
     pub(crate) profile: Profile,
     pub(crate) version: Option<u32>,
+    /// `None`: the type's own name.
+    pub(crate) schema: Option<String>,
     pub(crate) roles: Roles,
     /// `None`: the default cache.
     pub(crate) cache: Option<Expr>,
@@ -59,6 +61,8 @@ pub(crate) fn check(args: TokenStream, item: TokenStream) -> syn::Result<Model> 
     let profile = profile(&args, &mut mistakes);
     let version = args.version.as_ref();
     let version = version.and_then(|given| mistakes.keep(values::version(given)));
+    let schema = args.schema.as_ref();
+    let schema = schema.and_then(|given| mistakes.keep(values::schema(given)));
     let companions = args.companions.as_ref();
     let companions = companions.and_then(|given| mistakes.keep(values::companions(given)));
     let krate = args.krate.as_ref();
@@ -84,6 +88,7 @@ pub(crate) fn check(args: TokenStream, item: TokenStream) -> syn::Result<Model> 
         output,
         profile,
         version,
+        schema,
         roles,
         cache: args.cache.map(|given| given.value),
         tags: args.tags.map(|given| given.value),

@@ -184,6 +184,17 @@ pub(super) fn version(given: &Given<Expr>) -> syn::Result<u32> {
     })
 }
 
+/// `schema = "report"`: any name.
+pub(super) fn schema(given: &Given<Expr>) -> syn::Result<String> {
+    let literal = string(given, "schema = \"report\"")?;
+    let name = literal.value();
+    if name.is_empty() {
+        let message = "`schema` is empty: name the type of the value, as in `schema = \"report\"`";
+        return Err(syn::Error::new(literal.span(), message));
+    }
+    Ok(name)
+}
+
 /// `companions = NAME` or `companions = false`.
 pub(super) fn companions(given: &Given<Expr>) -> syn::Result<Companions> {
     match plain(&given.value) {
@@ -328,10 +339,12 @@ mod tests {
     }
 
     #[test]
-    fn versions_and_companions_and_paths_are_checked() {
+    fn versions_schemas_companions_and_paths_are_checked() {
         assert_eq!(version(&given(parse_quote!(3))).unwrap(), 3);
         assert!(version(&given(parse_quote!(-1))).is_err());
         assert!(version(&given(parse_quote!(4294967296))).is_err());
+        assert_eq!(schema(&given(parse_quote!("report"))).unwrap(), "report");
+        assert!(schema(&given(parse_quote!(""))).is_err() && schema(&given(parse_quote!(report))).is_err());
         assert!(matches!(companions(&given(parse_quote!(false))).unwrap(), Companions::None));
         assert!(matches!(
             companions(&given(parse_quote!(ScanCache))).unwrap(),

@@ -43,7 +43,7 @@ impl World {
             value,
             origin: Origin::none(),
             watch,
-            expires: Clock.now().saturating_add(Duration::from_secs(60)),
+            fresh_until: Clock.now().saturating_add(Duration::from_secs(60)),
             sure_until: Instant::MAX,
             negative: false,
             slot: Registry::default().slot("report"),
@@ -52,8 +52,7 @@ impl World {
     }
 
     fn get(&self) -> Option<u64> {
-        let (value, _) = self.near.get::<u64>(KEY, &[], &Origin::none(), Clock.now())?;
-        Some(*value.unwrap())
+        Some(*self.near.get::<u64>(KEY, &[], &Origin::none(), Clock.now())?.value.unwrap())
     }
 
     fn check(&self) {
@@ -64,7 +63,8 @@ impl World {
     }
 
     fn touch(&self) {
-        self.near.touch(KEY, &[], &Origin::none(), Clock.now(), Clock.now().saturating_add(Duration::from_secs(600)));
+        let renewed = |_| Some(Clock.now().saturating_add(Duration::from_secs(600)));
+        self.near.touch(KEY, &[], &Origin::none(), Clock.now(), renewed);
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         prefix,
     },
     options::Options,
-    read::{read_through, read_through_many, refresh},
+    read::{near, read_through, read_through_many, refresh, touch},
     state::State,
     target::Target,
     value::{
@@ -63,6 +63,7 @@ impl World {
             binding: Binding { type_id: TypeId::of::<u64>(), origin: Origin::none() },
             profile: REPORT,
             version: 0,
+            schema: None,
             codec: None,
             strict: false,
         }
@@ -94,7 +95,7 @@ impl World {
             let fetch = async |_| Ok::<_, ()>(self.fetch(fails).await?.map(|row| (key.clone(), row)));
             let result = read_through_many(&[target], std::slice::from_ref(&key), fetch).await;
             result.ok()?.remove(0)
-        } else if let Some(value) = target.lookup_near() {
+        } else if let Some(value) = near(&target) {
             value
         } else {
             let share = either().then(Share::new);
@@ -167,7 +168,7 @@ pub fn what_was_invalidated_is_never_read() {
         }
         if either() {
             let world = world.clone();
-            tasks.push(spawn(async move { drop(write::touch(&world.target()).await) }));
+            tasks.push(spawn(async move { drop(touch(&world.target()).await) }));
         }
         ended(tasks).await;
         world.settle().await;

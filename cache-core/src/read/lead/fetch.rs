@@ -39,11 +39,11 @@ pub(super) async fn counted<'k, T: CacheValue, R, E>(
     fetch: impl Future<Output = Result<R, E>>,
 ) -> Result<R, E> {
     let fetch = nesting::within(call.state.id, frames, fetch);
-    let mut outcome = Outcome { counters: call.counters, failed: true };
+    let mut unfinished = Unfinished { counters: call.counters, failed: true };
     let _permit = if is_capped { call.state.cap.permit(call.state.options.lease).await } else { None };
     call.counters.fetches.increment();
     let result = fetch.await;
-    outcome.failed = result.is_err();
+    unfinished.failed = result.is_err();
     result
 }
 
@@ -83,12 +83,12 @@ async fn is_renewed<T: CacheValue>(ready: &Ready<'_, '_, T>, release: &Release) 
 }
 
 /// Counts a fetch that fails, panics or is dropped.
-struct Outcome<'a> {
+struct Unfinished<'a> {
     counters: &'a Counters,
     failed: bool,
 }
 
-impl Drop for Outcome<'_> {
+impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if self.failed {
             self.counters.failed_fetches.increment();

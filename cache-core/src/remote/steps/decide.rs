@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bb8_redis::redis::{Cmd, Value, cmd};
 
-use crate::value::envelope::{GENERATION, GENERATIONS_AT, HEAD, MAGIC, SEEN, STAMP, held};
+use crate::value::envelope::{GENERATION, GENERATIONS_AT, HEAD, MAGIC, SEEN, STAMP, held, is_of_later_format};
 
 /// What one call read.
 pub(super) struct Seen<'a> {
@@ -159,7 +159,8 @@ pub(super) fn lease(seen: &Seen<'_>) -> Option<Decision> {
     let mut commands = Vec::new();
     let noted = seen.keep(2, seen.number(3)?, Some(new), &mut commands)?;
     let generations = noted[GENERATION..].to_vec();
-    if seen.is_valid(&generations) && seen.head[..SEEN] != **refused {
+    // One of a later format is left alone by the caller.
+    if (seen.is_valid(&generations) && seen.head[..SEEN] != **refused) || is_of_later_format(&seen.head) {
         commands.push(command("GET", value));
         let at = commands.len() - 1;
         return write(commands, Answer::Found(at, generations));

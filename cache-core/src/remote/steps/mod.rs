@@ -1,9 +1,9 @@
 //! How a step of the protocol is run on a wire: as a script by its hash, by its source where the server does not know it,
 //! or as a transaction where it forbids scripts.
 
-mod decide;
 pub(crate) mod scripts;
 mod transactions;
+mod decide;
 
 use bb8_redis::redis::{Pipeline, Value};
 

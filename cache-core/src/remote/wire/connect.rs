@@ -39,6 +39,7 @@ pub(super) struct Tenure {
     over: AtomicBool,
     /// The server of the first connection, and of all others.
     pub(super) server: OnceLock<Client>,
+    pub(super) trouble: Trouble,
 }
 
 impl Tenure {
@@ -83,7 +84,6 @@ pub(super) struct Manager {
     greeting: Arc<dyn Greeting>,
     server_clock: Arc<ServerClock>,
     pub(super) runs: Arc<Runs>,
-    pub(super) trouble: Arc<Trouble>,
     tenure: Arc<Tenure>,
 }
 
@@ -107,9 +107,8 @@ impl Manager {
             .set_connection_timeout(Some(connect_timeout))
             // One slow command must not fail others: each call keeps its own deadline.
             .set_response_timeout(None);
-        let (topology, runs) = (Arc::new(topology), Arc::default());
-        let (trouble, tenure) = (Arc::default(), Arc::default());
-        Self { topology, config, connect_timeout, account, probe, greeting, server_clock, runs, trouble, tenure }
+        let (topology, runs, tenure) = (Arc::new(topology), Arc::default(), Arc::default());
+        Self { topology, config, connect_timeout, account, probe, greeting, server_clock, runs, tenure }
     }
 
     /// The same for the connections of this epoch.
@@ -195,8 +194,9 @@ impl ManageConnection for Manager {
     async fn connect(&self) -> Result<MultiplexedConnection, Error> {
         let result = self.connect_to_primary().await;
         if let Err(error) = &result {
-            *self.trouble.last.lock() = Some(error.clone());
-            self.trouble.failed.notify_waiters();
+            let Trouble { last, failed } = &self.tenure.trouble;
+            *last.lock() = Some(error.clone());
+            failed.notify_waiters();
         }
         result
     }

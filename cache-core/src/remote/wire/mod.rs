@@ -1,15 +1,16 @@
 //! ONE server, whatever is said to it: its connections, whether it is tried at all, where it is found, its clock, and how
 //! commands go out. Knows Redis, and nothing of what this crate keeps there.
 
-mod account;
-mod breaker;
-mod connect;
-pub(crate) mod failure;
-mod pool;
-mod run;
+mod recovery;
 mod send;
-mod server_clock;
+mod breaker;
+mod pool;
+mod connect;
 mod topology;
+mod run;
+pub(crate) mod failure;
+mod account;
+mod server_clock;
 
 use std::time::Duration;
 
@@ -29,13 +30,15 @@ use self::{
     pool::Pool,
     server_clock::{ServerClock, server_ms},
 };
-use crate::{clock::Clock, error::Error, options::PoolOptions, sync::Arc};
+use crate::{clock::Clock, error::Error, options::PoolOptions, sync::Arc, task::Task};
 
 /// One server, or the primary of one service behind Sentinels.
 #[derive(Debug)]
 pub(crate) struct Wire {
     pool: Pool,
     breaker: Breaker,
+    /// Looks for the server while the breaker is open.
+    recovery: Task,
     server_clock: Arc<ServerClock>,
     connect_timeout: Duration,
     op_timeout: Duration,
@@ -68,8 +71,8 @@ impl Wire {
         let account = Arc::new(account);
         let said_first = (probe.clone(), greeting.clone());
         let manager = Manager::new(topology, connect_timeout, account.clone(), said_first, server_clock.clone());
-        let (pool, breaker) = (Pool::new(manager, options), Breaker::new(clock));
-        Self { pool, breaker, server_clock, connect_timeout, op_timeout, account, probe, greeting }
+        let (pool, breaker, recovery) = (Pool::new(manager, options), Breaker::default(), Task::new(clock));
+        Self { pool, breaker, recovery, server_clock, connect_timeout, op_timeout, account, probe, greeting }
     }
 
     /// Sets what is done when the server may have lost what it acknowledged. Once.
@@ -107,27 +110,6 @@ impl Wire {
         Budget::new(timeout).limit(answers).await
     }
 
-    /// Whether the server is there, whatever the breaker says. Closes an open breaker; failures of others that have not
-    /// opened it yet still count, as one connection may be dead while this one is not.
-    pub(crate) async fn look(&self) -> Result<(), Error> {
-        // Only who takes writes is there: a replica answers reads, and would open and close the breaker in turns.
-        match Budget::new(self.op_timeout).limit(self.attempt(None, &self.probe, is_int, Tries::Two)).await {
-            Err(error) if failure::opens_breaker(&error) => {
-                self.breaker.failed();
-                if self.breaker.is_open() {
-                    self.pool.reset();
-                }
-                Err(error)
-            }
-            _ => {
-                if self.breaker.is_open() {
-                    self.breaker.succeeded();
-                }
-                Ok(())
-            }
-        }
-    }
-
     /// All replies to an operator's questions, errors among them. They go past the breaker: it is the answer that counts.
     pub(crate) async fn ask(&self, questions: &Pipeline) -> Result<Vec<Value>, Error> {
         Budget::new(self.op_timeout).limit(self.attempt_all(questions)).await
@@ -143,6 +125,9 @@ impl Wire {
     ///
     /// It leads to the server that the commands go to. Where those move on, what is published is not heard any more.
     pub(crate) async fn subscribe(self: &Arc<Self>, channels: &[&str]) -> Result<Subscription, Error> {
+        // The connections for commands may be dead, and nobody else may be using them: this finds out, and has them replaced
+        // or the server looked for.
+        self.command(&mut Budget::new(self.op_timeout), None, &self.probe, is_int, Tries::Two).await?;
         let subscribe = async {
             let server = self.pool.server().await?;
             let subscribed = async {
@@ -152,13 +137,7 @@ impl Wire {
             };
             subscribed.await.map_err(|error| failure::classify(&error, &self.account))
         };
-        let subscribed = Budget::new(self.connect_timeout).limit(subscribe).await;
-        if subscribed.is_err() {
-            // The connections for commands may be as dead, and nobody may be using them: this replaces them.
-            let mut budget = Budget::new(self.op_timeout);
-            let _ = self.command(&mut budget, None, &self.probe, is_int, Tries::Two).await;
-        }
-        subscribed
+        Budget::new(self.connect_timeout).limit(subscribe).await
     }
 
     /// Whether the commands go to the subscription's server.

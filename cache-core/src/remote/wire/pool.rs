@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use bb8_redis::{
-    bb8::{self, PooledConnection, QueueStrategy, RunError},
+    bb8::{self, ManageConnection as _, PooledConnection, QueueStrategy, RunError},
     redis::{Client, aio::MultiplexedConnection},
 };
 
@@ -98,7 +98,7 @@ impl Pool {
             return Ok(Connection { handle: handle.clone(), epoch: epoch.number });
         }
         // The guard is dropped at once: a multiplexed connection carries any number of calls.
-        let handle = self.check_out(&epoch.pool).await?.clone();
+        let handle = check_out(&epoch, &epoch.pool).await?.clone();
         let mut current = self.current.lock();
         if let Some(current) = current.as_mut().filter(|current| current.number == epoch.number) {
             if current.in_use.is_none() {
@@ -116,7 +116,7 @@ impl Pool {
         let epoch = self.epoch()?;
         let lanes = self.lanes(&epoch);
         let lane = Fnv::new().update(name.as_bytes()).0 % LANES as u64;
-        let guard = self.check_out(&lanes[lane as usize]).await?;
+        let guard = check_out(&epoch, &lanes[lane as usize]).await?;
         let connection = Connection { handle: guard.clone(), epoch: epoch.number };
         Ok(Exclusive { connection, _guard: guard })
     }
@@ -125,7 +125,7 @@ impl Pool {
     pub(crate) async fn prepare_exclusive(&self) -> Result<(), Error> {
         let epoch = self.epoch()?;
         for lane in self.lanes(&epoch) {
-            self.check_out(lane).await?;
+            check_out(&epoch, lane).await?;
         }
         Ok(())
     }
@@ -133,22 +133,6 @@ impl Pool {
     fn lanes<'a>(&self, epoch: &'a Epoch) -> &'a [bb8::Pool<Manager>; LANES] {
         // All of them connect as soon as one is needed.
         epoch.lanes.get_or_init(|| std::array::from_fn(|_| self.build(epoch.tenure.clone(), 1, 1)))
-    }
-
-    async fn check_out(&self, pool: &bb8::Pool<Manager>) -> Result<PooledConnection<'static, Manager>, Error> {
-        let trouble = self.manager.trouble.clone();
-        let failed = trouble.failed.notified();
-        tokio::pin!(failed);
-        failed.as_mut().enable();
-        tokio::select! {
-            biased;
-            guard = pool.get_owned() => match guard {
-                Ok(guard) => Ok(guard),
-                Err(RunError::User(error)) => Err(error),
-                Err(RunError::TimedOut) => Err(trouble.last()),
-            },
-            () = failed => Err(trouble.last()),
-        }
     }
 
     /// The server that the connections lead to, once there is one.
@@ -192,17 +176,36 @@ impl Pool {
     }
 
     /// Drops all connections; the next call makes new ones. A first connection that is still being made is let be for
-    /// a while: where making it takes longer than calls wait, it would else be given up again and again.
-    pub(crate) fn reset(&self) {
+    /// a while: where making it takes longer than calls wait, it would else be given up again and again. False if so.
+    pub(crate) fn reset(&self) -> bool {
         let mut current = self.current.lock();
         if let Some(epoch) = current.as_ref().filter(|epoch| epoch.in_use.is_none()) {
             let mut patience = self.patience.lock();
             if epoch.begun.elapsed() < *patience {
-                return;
+                return false;
             }
             *patience = (*patience * 2).min(self.options.connect_timeout);
         }
         *current = None;
+        true
+    }
+
+    /// Makes a connection beside the first one that is being made, which may have been begun when nothing got through:
+    /// then it never ends, while a new one is made at once. Gives up the old one if so.
+    pub(crate) async fn overtake(&self) -> bool {
+        let begun = std::time::Instant::now();
+        let beside = self.manager.of(Arc::default());
+        if !tokio::time::timeout(FIRST_PATIENCE, beside.connect()).await.is_ok_and(|made| made.is_ok()) {
+            return false;
+        }
+        let mut current = self.current.lock();
+        // Where a connection just takes its time, this one took as long as the other.
+        let is_stuck = |epoch: &Epoch| epoch.in_use.is_none() && epoch.begun.elapsed() > 3 * begun.elapsed();
+        if !current.as_ref().is_some_and(is_stuck) {
+            return false;
+        }
+        *current = None;
+        true
     }
 
     /// Drops all connections, for good.
@@ -250,6 +253,23 @@ impl Pool {
     }
 }
 
+/// A connection of `pool`, one of the epoch's. Waits for one to be made, or for the failure to make one.
+async fn check_out(epoch: &Epoch, pool: &bb8::Pool<Manager>) -> Result<PooledConnection<'static, Manager>, Error> {
+    let trouble = &epoch.tenure.trouble;
+    let failed = trouble.failed.notified();
+    tokio::pin!(failed);
+    failed.as_mut().enable();
+    tokio::select! {
+        biased;
+        guard = pool.get_owned() => match guard {
+            Ok(guard) => Ok(guard),
+            Err(RunError::User(error)) => Err(error),
+            Err(RunError::TimedOut) => Err(trouble.last()),
+        },
+        () = failed => Err(trouble.last()),
+    }
+}
+
 /// Says that the runtime it was spawned on is gone, or that the epoch is over.
 struct Anchor(Arc<Tenure>);
 
@@ -274,5 +294,58 @@ async fn attend(anchor: Anchor, topology: Arc<Topology>, runs: Arc<Runs>) {
             runs.tell(Reconnect::Moved);
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bb8_redis::redis::{Pipeline, Value, cmd};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::remote::wire::{Account, Greeting, server_clock::ServerClock};
+
+    #[derive(Debug)]
+    struct Silence;
+
+    impl Greeting for Silence {
+        fn say(&self, _: &mut Pipeline) {}
+
+        fn hear(&self, _: &[Value]) {}
+
+        fn needs_exclusive(&self) -> bool {
+            false
+        }
+    }
+
+    fn pool(port: u16) -> Pool {
+        let topology = Topology::Single(Client::open(("127.0.0.1", port)).unwrap());
+        let account = Account { user: String::new(), keys: String::new(), channels: String::new(), commands: &[] };
+        let said_first: (_, Arc<dyn Greeting>) = (cmd("PING"), Arc::new(Silence));
+        let (patience, clock) = (Duration::from_secs(20), Arc::new(ServerClock::new()));
+        let manager = Manager::new(topology, patience, Arc::new(account), said_first, clock);
+        Pool::new(manager, PoolOptions { min_idle: 1, ..PoolOptions::default() })
+    }
+
+    /// 1. A first connection is being made. 2. Its pool is given up. 3. A call waits for the connection of the next pool.
+    /// 4. The first one fails.
+    #[tokio::test]
+    async fn who_waits_for_a_connection_hears_nothing_of_one_that_was_given_up() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pool = Arc::new(pool(server.local_addr().unwrap().port()));
+        let ask = || {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.connection().await })
+        };
+        let _first = ask();
+        let (first_socket, _) = server.accept().await.unwrap();
+        *pool.current.lock() = None;
+        let mut second = ask();
+        let (second_socket, _) = server.accept().await.unwrap();
+        drop(first_socket);
+        let heard = tokio::time::timeout(Duration::from_millis(200), &mut second).await;
+        assert!(heard.is_err(), "{heard:?}");
+        drop(second_socket);
+        assert!(second.await.unwrap().unwrap_err().is_unavailable());
     }
 }

@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 
 use bb8_redis::redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 
-use super::{Connection, Wire, breaker::Admission, failure};
+use super::{Connection, Wire, failure};
 use crate::{
     clock::unpanicked,
     error::{Error, ErrorKind},
@@ -120,7 +120,8 @@ impl Wire {
 
     /// A connection for several commands that must not overtake each other.
     pub(crate) async fn connection(self: &Arc<Self>, budget: &mut Budget) -> Result<Connection, Error> {
-        self.admitted(budget, self.pool.connection()).await
+        // One that is there already is no answer.
+        self.tried(budget, self.pool.connection()).await
     }
 
     /// One command within the budget, unless the breaker is open.
@@ -163,30 +164,39 @@ impl Wire {
         budget: &mut Budget,
         attempt: impl Future<Output = Result<R, Error>>,
     ) -> Result<R, Error> {
-        // Not tried, so no failure of the server's.
-        budget.check()?;
-        match self.breaker.admit() {
-            Admission::Closed => {}
-            Admission::Open => return Err(open()),
-            Admission::Probe => {
-                self.probe();
-                return Err(open());
-            }
-        }
-        // Boxed: connecting is some kilobytes of state, which every caller's future would hold.
-        let result = budget.limit(Box::pin(attempt)).await;
-        match &result {
-            Err(error) if failure::opens_breaker(error) => self.note_failure(),
-            // Any answer, be it an error, says that the server is there.
-            _ => self.breaker.succeeded(),
+        let result = self.tried(budget, attempt).await;
+        // Any answer, be it an error, says that the server is there.
+        if !result.as_ref().is_err_and(failure::opens_breaker) {
+            self.breaker.succeeded();
         }
         result
     }
 
-    fn note_failure(&self) {
+    /// Within the budget, unless the breaker is open. It hears of a failure.
+    async fn tried<R>(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        attempt: impl Future<Output = Result<R, Error>>,
+    ) -> Result<R, Error> {
+        // Not tried, so no failure of the server's.
+        budget.check()?;
+        if self.breaker.is_open() {
+            self.ensure_recovery();
+            return Err(open());
+        }
+        // Boxed: connecting is some kilobytes of state, which every caller's future would hold.
+        let result = budget.limit(Box::pin(attempt)).await;
+        if result.as_ref().is_err_and(failure::opens_breaker) {
+            self.note_failure();
+        }
+        result
+    }
+
+    pub(super) fn note_failure(self: &Arc<Self>) {
         if self.breaker.failed() {
             // A half-open connection never fails by itself: start anew when we try again.
             self.pool.reset();
+            self.ensure_recovery();
         }
     }
 
@@ -244,27 +254,13 @@ impl Wire {
         }
         Err(error)
     }
-
-    /// Looks in the background whether Redis is back.
-    fn probe(self: &Arc<Self>) {
-        let wire = Arc::downgrade(self);
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            let Some(wire) = wire.upgrade() else { return };
-            // Only who takes writes is back: a replica answers reads, and would open and close the breaker in turns.
-            match wire.ping(wire.op_timeout).await {
-                Err(error) if failure::opens_breaker(&error) => wire.pool.reset(),
-                _ => wire.breaker.succeeded(),
-            }
-        });
-    }
 }
 
 fn used_up() -> Error {
     Error::new(ErrorKind::Timeout, "Redis did not answer within op_timeout; see `Builder::op_timeout`")
 }
 
-fn open() -> Error {
+pub(super) fn open() -> Error {
     Error::new(ErrorKind::Unavailable, "Redis failed several times in a row and is not asked again for a moment")
 }
 

@@ -80,25 +80,21 @@ impl Topology {
         matches!(self, Self::Sentinel(_)).then_some(WATCH)
     }
 
-    /// Whether a Sentinel names another primary than `used`. One that does not answer says nothing. Cost: one round
-    /// trip to a Sentinel, on the connection in `kept`.
-    pub(crate) async fn has_moved(&self, used: &Client, kept: &mut Option<MultiplexedConnection>) -> bool {
+    /// Whether the Sentinels name another primary than `used`; the first answer counts. Where none answers, nothing is said.
+    /// Cost: one round trip to a Sentinel, on the connection in `kept`.
+    pub(crate) async fn has_moved(&self, used: &Client, kept: &mut Option<Asked>) -> bool {
         let Self::Sentinel(sentinels) = self else { return false };
-        let by = sentinels.first.load(Ordering::Relaxed);
-        let ask = async {
-            let connection = match kept {
-                Some(connection) => connection,
-                None => kept.insert(connect(&sentinels.clients[by]).await?),
-            };
-            sentinels.ask_over(connection).await
-        };
-        if let Ok(Ok(Some((host, port)))) = tokio::time::timeout(WATCH, ask).await {
-            return sentinels.address(host, port) != *used.get_connection_info().addr();
-        }
-        *kept = None;
-        self.doubt(by);
-        false
+        let answer = tokio::time::timeout(WATCH, sentinels.ask(kept.take())).await;
+        let Ok(Ok((asked, named))) = answer else { return false };
+        *kept = Some(asked);
+        named != *used.get_connection_info().addr()
     }
+}
+
+/// A Sentinel that has answered, and the connection to it.
+pub(crate) struct Asked {
+    by: usize,
+    connection: MultiplexedConnection,
 }
 
 /// A server, and which Sentinel named it.
@@ -129,27 +125,37 @@ impl Sentinels {
         (&self.node, &self.clients)
     }
 
-    /// Asks one Sentinel after the other, without waiting long for one that is silent. The first answer counts.
     async fn primary(&self) -> Result<Named, Error> {
-        let (first, count) = (self.first.load(Ordering::Relaxed), self.clients.len());
+        let (Asked { by, .. }, address) = self.ask(None).await?;
+        let server = Client::open(self.node.clone().set_addr(address)).map_err(|error| failure::other(&error))?;
+        Ok(Named { server, by })
+    }
+
+    /// Asks one Sentinel after the other for the primary, without waiting long for one that is silent: first the one that was
+    /// asked before, or else the one that answered last. The first answer counts.
+    async fn ask(&self, before: Option<Asked>) -> Result<(Asked, ConnectionAddr), Error> {
+        let count = self.clients.len();
+        let (first, mut over) = match before {
+            Some(Asked { by, connection }) => (by, Some(connection)),
+            None => (self.first.load(Ordering::Relaxed), None),
+        };
         let mut left = (0..count).map(|turn| (first + turn) % count);
         let mut asked = FuturesUnordered::new();
         let mut failure = None;
         loop {
-            if let Some(at) = left.next() {
-                asked.push(async move { (at, self.ask(&self.clients[at]).await) });
+            if let Some(by) = left.next() {
+                let over = over.take();
+                asked.push(async move { (by, self.ask_one(by, over).await) });
             }
             let more = left.len() > 0;
             tokio::select! {
                 biased;
                 answer = asked.next() => match answer {
-                    Some((at, Ok(Some((host, port))))) => {
-                        self.first.store(at, Ordering::Relaxed);
-                        let info = self.node.clone().set_addr(self.address(host, port));
-                        let server = Client::open(info).map_err(|error| failure::other(&error))?;
-                        return Ok(Named { server, by: at });
+                    Some((by, Ok((connection, Some((host, port)))))) => {
+                        self.first.store(by, Ordering::Relaxed);
+                        return Ok((Asked { by, connection }, self.address(host, port)));
                     }
-                    Some((_, Ok(None))) => failure = Some(self.unknown()),
+                    Some((_, Ok((_, None)))) => failure = Some(self.unknown()),
                     // A Sentinel that answered says more than one that cannot be reached.
                     Some((_, Err(error))) => failure = told(&error).or(failure),
                     None => return Err(failure.unwrap_or_else(unreachable)),
@@ -159,13 +165,21 @@ impl Sentinels {
         }
     }
 
-    async fn ask(&self, client: &Client) -> Result<Option<(String, u16)>, RedisError> {
-        self.ask_over(&mut connect(client).await?).await
-    }
-
-    /// Host and port of the primary; `None` when the Sentinel does not know the service.
-    async fn ask_over(&self, connection: &mut MultiplexedConnection) -> Result<Option<(String, u16)>, RedisError> {
-        cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.service).query_async(connection).await
+    /// Host and port of the primary, over this connection or a new one; `None` when the Sentinel does not know the service.
+    async fn ask_one(
+        &self,
+        by: usize,
+        over: Option<MultiplexedConnection>,
+    ) -> Result<(MultiplexedConnection, Option<(String, u16)>), RedisError> {
+        let question = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.service).take();
+        if let Some(mut connection) = over
+            && let Ok(named) = question.query_async(&mut connection).await
+        {
+            return Ok((connection, named));
+        }
+        let mut connection = connect(&self.clients[by]).await?;
+        let named = question.query_async(&mut connection).await?;
+        Ok((connection, named))
     }
 
     fn address(&self, named_host: String, named_port: u16) -> ConnectionAddr {

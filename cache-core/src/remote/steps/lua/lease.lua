@@ -12,8 +12,12 @@ end
 local generations = table.concat(ids, '', 2)
 
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 87 + 16 * count)
-if type(head) == 'string' and #head == 88 + 16 * count and head:sub(1, 4) == 'CCE\1' and head:byte(23) == count
-    and head:sub(89) == generations and head:sub(1, 64) ~= ARGV[3] then
+head = type(head) == 'string' and head or ''
+local is_valid = #head == 88 + 16 * count and head:sub(1, 4) == 'CCE\2' and head:byte(23) == count
+    and head:sub(89) == generations and head:sub(1, 64) ~= ARGV[3]
+-- Of a later format: the caller is to leave it alone.
+local is_later = #head >= 24 and head:sub(1, 3) == 'CCE' and head:byte(4) > 2 and head:byte(4) == head:byte(24)
+if is_valid or is_later then
   return {'value', redis.call('GET', KEYS[1]), generations}
 end
 

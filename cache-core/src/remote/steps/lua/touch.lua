@@ -3,7 +3,7 @@
 local count = #KEYS - 1
 local ids = redis.call('MGET', unpack(KEYS, 2))
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 87 + 16 * count)
-if type(head) ~= 'string' or #head ~= 88 + 16 * count or head:sub(1, 4) ~= 'CCE\1' or head:byte(23) ~= count then
+if type(head) ~= 'string' or #head ~= 88 + 16 * count or head:sub(1, 4) ~= 'CCE\2' or head:byte(23) ~= count then
   return 0
 end
 for i = 1, count do
