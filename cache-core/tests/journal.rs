@@ -194,7 +194,11 @@ async fn what_is_pending_outlives_the_last_clone_of_the_cache() {
     eventually_gone(&observer, &key).await;
     let begun = Instant::now();
     while server.cli(&["CLIENT", "LIST"]).lines().count() > 3 {
-        assert!(begun.elapsed() < Duration::from_secs(15), "the dropped cache keeps its connections");
+        assert!(
+            begun.elapsed() < Duration::from_secs(15),
+            "the dropped cache keeps its connections: {}",
+            server.cli(&["CLIENT", "LIST"])
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
