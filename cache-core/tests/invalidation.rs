@@ -209,3 +209,21 @@ async fn losing_keys_makes_misses_and_never_brings_an_old_value_back() {
         assert!(acme.invalidate_many(&[key.clone(), REPORTS.key("y")]).await.is_applied());
     }
 }
+
+/// More keys than the journal holds one by one: on a healthy server they are sent in parts, and nothing else of their keyspace
+/// is removed.
+#[tokio::test]
+async fn ten_thousand_keys_are_invalidated_and_no_other() {
+    let server = Server::start();
+    let cache = Cache::builder().url(&server.url()).op_timeout(Duration::from_secs(20)).near_bytes(0);
+    let acme = cache.connect().await.unwrap().tenant("acme").unwrap();
+    let (one, bystander) = (REPORTS.key("9999"), REPORTS.key("bystander"));
+    acme.set(&one, "old".to_owned()).await.unwrap();
+    acme.set(&bystander, "kept".to_owned()).await.unwrap();
+    let keys: Vec<_> = (0..10_000).map(|id| REPORTS.key(id)).collect();
+    assert!(acme.invalidate_many(&keys).await.is_applied());
+    assert_eq!(acme.get(&one).await.unwrap(), None);
+    // Nothing is left that would be sent again.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(acme.get(&bystander).await.unwrap().is_some());
+}

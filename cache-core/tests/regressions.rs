@@ -12,7 +12,7 @@ use std::{
     task::{Context, Waker},
     time::{Duration, Instant},
 };
-use support::{Fault, Proxy, Server};
+use support::{Fault, Hold, Proxy, Server};
 
 const REPORTS: Keyspace<String> = TtlProfile::new("report", Duration::from_secs(60)).of();
 fn ok(v: &str) -> std::future::Ready<Result<String, ()>> {
@@ -670,4 +670,44 @@ async fn a_lease_that_arrives_again_after_an_invalidation_stores_nothing() {
     ends.send(()).unwrap();
     assert_eq!(*old.await.unwrap(), "old");
     assert_eq!(writer.get(&key).await.unwrap(), None);
+}
+
+/// 1. A `set` is given up on a runtime that stands idle from then on. 2. A busy runtime sends the invalidation. 3. Another process
+/// invalidates. 4. The `set` arrives, still in time. It is undone all the same, from the busy runtime.
+#[test]
+fn a_set_that_was_given_up_on_an_idle_runtime_is_undone() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let busy = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let idle = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let scope = |url: &str| {
+        let cache = Cache::builder().url(url).near_bytes(0).op_timeout(Duration::from_secs(4)).build().unwrap();
+        cache.tenant("acme").unwrap()
+    };
+    let (acme, others) = (scope(proxy.url()), scope(&server.url()));
+    let key = REPORTS.key("x");
+    busy.block_on(async {
+        acme.get(&REPORTS.key("warm")).await.unwrap();
+        others.get(&REPORTS.key("warm")).await.unwrap();
+    });
+    proxy.hold(Hold::Command("SET"));
+    idle.block_on(async {
+        drop(tokio::time::timeout(Duration::from_millis(100), acme.set(&key, "old".to_owned())).await)
+    });
+    let begun = Instant::now();
+    let calls = async |until: Duration| {
+        while begun.elapsed() < until {
+            drop(tokio::time::timeout(Duration::from_millis(50), acme.get(&REPORTS.key("other"))).await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    busy.block_on(async {
+        calls(Duration::from_millis(2_000)).await;
+        assert!(others.invalidate(&key).await.is_applied());
+        assert!(others.get(&key).await.unwrap().is_none());
+        proxy.hold(Hold::None);
+        calls(Duration::from_millis(6_500)).await;
+        assert_eq!(others.get(&key).await.unwrap(), None, "it stays, after an invalidation that was applied");
+    });
+    drop(idle);
 }

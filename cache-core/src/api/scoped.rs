@@ -288,7 +288,9 @@ impl Scoped {
     /// older value is removed in every process all the same. A cache that is closed. Redis cannot be reached in time: whether
     /// the value was stored is then unknown.
     pub async fn set<T: CacheValue>(&self, key: &Key<T>, value: impl Into<Arc<T>>) -> Result<(), Error> {
-        write::set(&self.target(key)?, Some(value.into())).await
+        let (target, value) = (self.target(key)?, Some(value.into()));
+        // Boxed: some kilobytes of state that the caller's future need not hold.
+        Box::pin(async move { write::set(&target, value).await }).await
     }
 
     /// Whether a tier has a value. Cost: at most one round trip, which does not move the value.
@@ -313,7 +315,8 @@ impl Scoped {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn touch<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
-        read::touch(&self.target(key)?).await
+        let target = self.target(key)?;
+        Box::pin(async move { read::touch(&target).await }).await
     }
 
     /// Removes a value: no fetch that began before can bring it back. A key that cannot be used is reported in the log. Cost:

@@ -697,7 +697,7 @@ mod tests {
     fn after_leaders_that_are_lost_calls_take_turns_for_one_period() {
         let fixture = Fixture::new();
         let leader = fixture.lead();
-        let (mut first, mut second, mut third) = (fixture.follow(), fixture.follow(), fixture.follow());
+        let [mut first, mut second, mut third, mut fourth] = [(); 4].map(|()| fixture.follow());
         for follower in [&mut first, &mut second, &mut third] {
             assert!(fixture.poll(follower).is_pending());
         }
@@ -714,7 +714,6 @@ mod tests {
         leader.polled(fixture.at(10_900));
         assert!(matches!(fixture.look_after(&mut third, 11_000), Patience::Left(_)));
         leader.hand_over();
-        let mut fourth = fixture.follow();
         assert!(matches!(fixture.poll_at(&mut fourth, 11_100), Poll::Ready(Awaited::Leader(_))));
         assert!(matches!(fixture.look_after(&mut third, 11_100), Patience::Over));
     }

@@ -16,7 +16,7 @@ use crate::{
         pattern::{Glob, Pattern},
         tag::tag_generation,
     },
-    pending::coverage::Coverage,
+    pending::{coverage::Coverage, journal::Record},
     state::State,
     sync::Arc,
 };
@@ -121,6 +121,32 @@ pub(crate) async fn pattern(state: &Arc<State>, scope: &Prefix, pattern: Pattern
     }
 }
 
+/// Keys that are written down at a time. A server that is well has acknowledged them before the next ones come, so that
+/// however many are invalidated in one call, the journal need not widen them to their keyspaces.
+const PART: usize = 1024;
+
+/// What of an invalidation is not written down yet. Dropped with it, also with its runtime, all of it is.
+struct Rest {
+    state: Arc<State>,
+    coverages: std::vec::IntoIter<Coverage>,
+}
+
+impl Rest {
+    fn record(&mut self, count: usize) -> Vec<Record> {
+        let records = self.coverages.by_ref().take(count).map(|coverage| self.state.journal.record(coverage));
+        let records: Vec<_> = records.collect();
+        // After it was written down: whoever still saw nothing in the journal took its watch before this.
+        records.iter().for_each(|record| bump(&self.state, &record.coverage));
+        records
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        drop(self.record(usize::MAX));
+    }
+}
+
 async fn apply(state: &Arc<State>, coverages: Vec<Coverage>, hold: Duration) -> Invalidated {
     if coverages.is_empty() {
         return Invalidated::Applied;
@@ -135,16 +161,22 @@ async fn apply(state: &Arc<State>, coverages: Vec<Coverage>, hold: Duration) -> 
         state.sink.report("invalidate", &Error::new(ErrorKind::Closed, message));
         return Invalidated::Pending;
     }
-    let records = coverages.into_iter().map(|coverage| state.journal.record(coverage)).collect::<Vec<_>>();
-    // After it was written down: whoever still saw nothing in the journal took its watch before this.
-    records.iter().for_each(|record| bump(state, &record.coverage));
+    let mut rest = Rest { state: state.clone(), coverages: coverages.into_iter() };
+    let mut records = rest.record(PART);
     let Ok(runtime) = tokio::runtime::Handle::try_current() else {
         let message = "an invalidation outside of a tokio runtime waits in the journal for a call from within one";
         state.sink.report("invalidate", &Error::new(ErrorKind::Unavailable, message));
         return Invalidated::Pending;
     };
-    let sender = state.clone();
-    let sent = runtime.spawn(async move { resend::send(&sender, &records, hold).await });
+    let sent = runtime.spawn(async move {
+        while !records.is_empty() {
+            if !resend::send(&rest.state, &records, hold).await {
+                return false;
+            }
+            records = rest.record(PART);
+        }
+        true
+    });
     match sent.await {
         Ok(true) => Invalidated::Applied,
         Ok(false) | Err(_) => Invalidated::Pending,

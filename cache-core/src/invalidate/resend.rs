@@ -43,14 +43,8 @@ pub(crate) fn later(state: &Arc<State>, coverage: Coverage) {
 
 /// Invalidates a key when the server takes no SET any more that was sent before.
 pub(crate) fn when_late(state: &Arc<State>, key: &FullKey) {
-    let coverage = Coverage::Key(Box::new(key.clone()));
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        let (state, arrived) = (state.clone(), state.options.op_timeout + 2 * LATE);
-        runtime.spawn(async move {
-            sleep(arrived).await;
-            later(&state, coverage);
-        });
-    }
+    state.journal.postpone(Coverage::Key(Box::new(key.clone())), state.options.op_timeout + 2 * LATE);
+    ensure(state);
 }
 
 /// Notes that Redis has executed what invalidates and was not written down before it was sent, at `sent_at`.
@@ -59,11 +53,16 @@ pub(crate) fn executed(state: &Arc<State>, coverage: Coverage, sent_at: Instant)
     ensure(state);
 }
 
-/// Sees to it that a task minds the journal. Costs two loads where it is empty.
+/// Sees to it that a task minds the journal. Costs three loads where it is empty.
 pub(crate) fn ensure(state: &Arc<State>) {
-    if (state.journal.has_pending() || state.journal.has_acknowledged()) && !state.is_closed() {
+    if (is_owed(state) || state.journal.has_acknowledged()) && !state.is_closed() {
         state.resending.ensure(|term| resend(state.clone(), term));
     }
+}
+
+/// Whether anything is to be sent, now or later.
+fn is_owed(state: &State) -> bool {
+    state.journal.has_pending() || state.journal.has_late()
 }
 
 /// What follows when the server may have lost what it acknowledged lately.
@@ -97,7 +96,7 @@ async fn resend(state: Arc<State>, term: Arc<Term>) {
             // Nobody has the cache any more. Dropping a value runs the user's code, which may panic.
             let _ = catch_unwind(AssertUnwindSafe(|| state.near.clear()));
         }
-        let is_done = || !state.journal.has_pending() && (is_dropped || !state.journal.has_acknowledged());
+        let is_done = || !is_owed(&state) && (is_dropped || !state.journal.has_acknowledged());
         if is_done() {
             term.end();
             // Recorded while this task was ending: whoever did so took it for running.
@@ -105,6 +104,10 @@ async fn resend(state: Arc<State>, term: Arc<Term>) {
                 ensure(&state);
             }
             return;
+        }
+        for coverage in state.journal.due() {
+            bump(&state, &coverage);
+            state.journal.record(coverage);
         }
         match mind(&state, remote).await {
             Ok(()) => pause = if state.journal.has_pending() { FIRST_PAUSE } else { LONGEST_PAUSE },

@@ -11,7 +11,7 @@ use super::coverage::{Coverage, Index};
 use crate::{
     clock::{Clock, Instant},
     key::FullKey,
-    sync::{AtomicU64, AtomicUsize, Ordering, RwLock},
+    sync::{AtomicU64, AtomicUsize, Mutex, Ordering, RwLock},
 };
 
 /// Pending entries, and acknowledged ones of each of two periods, above which they are widened: keys to their keyspaces,
@@ -31,6 +31,9 @@ pub(crate) struct Journal {
     /// When the last doubt was: bits of an instant.
     doubted_at: AtomicU64,
     entries: RwLock<Entries>,
+    /// What is to be invalidated later, and when: a `set` that was given up may be executed until then.
+    late: Mutex<Vec<(Instant, Coverage)>>,
+    late_count: AtomicUsize,
 }
 
 /// Each store is bounded and widened for itself: what is acknowledged must not make a must-miss of anything.
@@ -77,7 +80,30 @@ impl Journal {
             acknowledged: AtomicUsize::new(0),
             doubted_at: AtomicU64::new(0),
             entries: RwLock::default(),
+            late: Mutex::default(),
+            late_count: AtomicUsize::new(0),
         }
+    }
+
+    /// Notes what is to be invalidated after so long.
+    pub(crate) fn postpone(&self, coverage: Coverage, delay: Duration) {
+        let mut late = self.late.lock();
+        late.push((self.clock.now().saturating_add(delay), coverage));
+        self.late_count.store(late.len(), Ordering::SeqCst);
+    }
+
+    /// Whether anything is to be invalidated later.
+    pub(crate) fn has_late(&self) -> bool {
+        self.late_count.load(Ordering::SeqCst) > 0
+    }
+
+    /// What is due by now. It is not noted any more.
+    pub(crate) fn due(&self) -> Vec<Coverage> {
+        let now = self.clock.now();
+        let mut late = self.late.lock();
+        let due = late.extract_if(.., |(at, _)| *at <= now).map(|(_, coverage)| coverage).collect();
+        self.late_count.store(late.len(), Ordering::SeqCst);
+        due
     }
 
     /// Writes an invalidation down.
