@@ -94,7 +94,9 @@ impl Target<'_> {
 
     /// What an entry with a value of this type is written for.
     pub(crate) fn purpose<T: CacheValue>(&self) -> Purpose {
-        Purpose::new(self.key.as_str(), self.binding.origin.seed(), self.version, schema::<T>(self.schema))
+        let origin = &self.binding.origin;
+        let schema = schema::<T>(self.schema).wrapping_add(origin.code());
+        Purpose::new(self.key.as_str(), origin.seed(), self.version, schema)
     }
 
     /// The life of a new entry, jittered; `None` for a `None` that is not to be cached.

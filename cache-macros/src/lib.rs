@@ -111,8 +111,15 @@ use proc_macro::TokenStream;
 /// of their own: where the prefix is not the path of the module (with `key_prefix` or `profile`), or the function stands
 /// inside another one, a short hash of its path follows the name, as in `cache:api:scan_results@995943:example.com`.
 /// The pattern `api:scan_results@*` covers all of them. Lines and bodies may change; a function that is renamed
-/// or moved has new keys. Two functions of one name in two blocks of one function cannot be told apart: the second to
+/// or moved has new keys. One that stands inside another function is bound to its body, too: one that changes makes older
+/// values misses, and a `version` raised with it spares the two releases of a deploy that they overwrite each other's. Two functions of one name in two blocks of one function cannot be told apart: the second to
 /// be called is reported in the log, by name, and runs uncached.
+///
+/// Of a generic function each instance has keys of its own: a short hash of the type parameters follows the name. Only those
+/// count that no argument's type names, such as a marker, or the `T` of `T::Id`. One that is named, as in `id: T`, is not
+/// part of the key, so that `invalidate` reaches a value whatever type its argument has, `&str` or `String`; instances that
+/// differ in it alone evict each other. Types are told apart by their names and modules: two of one name in two blocks of
+/// one function are one.
 ///
 /// A value without a template is also bound to its function, and to the types of a generic one.
 ///

@@ -21,6 +21,26 @@ pub(crate) fn reads(tokens: impl ToTokens) -> HashSet<String> {
     found
 }
 
+/// Whether a type names the parameter itself, and not only what belongs to it, as `T::Id` and `<T as Table>::Id` do.
+pub(crate) fn names(ty: TokenStream, parameter: &str) -> bool {
+    let mut tokens = ty.into_iter().peekable();
+    while let Some(token) = tokens.next() {
+        let found = match token {
+            TokenTree::Group(group) => names(group.stream(), parameter),
+            TokenTree::Ident(word) if word == parameter => match tokens.peek() {
+                Some(TokenTree::Punct(punct)) => punct.as_char() != ':',
+                Some(TokenTree::Ident(word)) => word != "as",
+                _ => true,
+            },
+            _ => false,
+        };
+        if found {
+            return true;
+        }
+    }
+    false
+}
+
 /// A hash (FNV-1a) of what tokens say: the same from every compiler, wherever they stand and however they are laid out.
 pub(crate) fn hash(tokens: TokenStream) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325;
@@ -120,6 +140,20 @@ mod tests {
             ["fn f(a: u8) { a + 2 }", "fn f(a: u8) { a; +1 }", "fn f(a: u8) { (a + 1) }", "fn f(a: u8, ) { a + 1 }"]
         {
             assert_ne!(hash(one), hash(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_a_parameter_does_not_name_it() {
+        for (ty, is_named) in [
+            (quote!(T), true),
+            (quote!(&Vec<(T, u8)>), true),
+            (quote!(impl Fn(T::Id) -> T), true),
+            (quote!(T::Id), false),
+            (quote!(Option<<T as Table>::Id>), false),
+            (quote!(Text), false),
+        ] {
+            assert_eq!(names(ty.clone(), "T"), is_named, "{ty}");
         }
     }
 

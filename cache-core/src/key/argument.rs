@@ -31,8 +31,10 @@ use crate::error::Error;
 /// }
 /// ```
 ///
-/// Two values that differ must write different text, and equal values the same text in every process. One that
-/// delegates to the value inside, as above, is right wherever it stands: in an `Option`, a tuple or a slice.
+/// Two values that differ must write different text, and equal values the same text in every process. A type that keeps this
+/// where it stands alone keeps it everywhere: as one of several arguments, in an `Option`, a tuple or a slice. What stands
+/// between two parts of a value says how deep they are, and every value inside another is one deeper. So write a value of
+/// several parts as one tuple, `(&self.region, self.id).write_key(writer)`: what is written one after the other may meet.
 ///
 /// An identifier may be of any length; one that makes the key longer than 200 bytes is hashed.
 #[diagnostic::on_unimplemented(
@@ -58,6 +60,8 @@ pub struct KeyWriter {
     overflow: Option<Box<Overflow>>,
     /// Values around the one that is written.
     depth: u8,
+    /// Those of them whose parts are kept apart: what stands between two parts says it.
+    level: u8,
     started: bool,
     /// Where the value of the `Some` that was begun last begins.
     some_at: usize,
@@ -73,16 +77,37 @@ struct Overflow {
 impl KeyWriter {
     #[inline]
     pub(crate) fn new() -> Self {
-        Self { head: ArrayString::new_const(), overflow: None, depth: 0, started: false, some_at: usize::MAX }
+        Self { head: ArrayString::new_const(), overflow: None, depth: 0, level: 0, started: false, some_at: usize::MAX }
     }
 
-    /// Begins the next segment; all but the first are preceded by `:`.
+    /// Begins the next segment. All but the first are preceded by `:`; inside another value by what stands between the
+    /// elements of a tuple there.
     #[inline]
     pub fn segment(&mut self) {
         if self.started {
-            self.push(":");
+            self.separate();
         }
         self.started = true;
+    }
+
+    /// Begins the segment of an argument: the `sole` one of its key stands at the top, each of several inside the key as the
+    /// elements of a tuple do.
+    #[inline]
+    pub(crate) fn argument(&mut self, sole: bool) {
+        self.level = 0;
+        self.segment();
+        self.level = u8::from(!sole);
+    }
+
+    /// What stands between two parts of one value: `:` at the top, `|` inside that, then `#|`, `##|` and so on. No text of a
+    /// part ends in `#`, so it is known of each of them how deep it is.
+    #[inline]
+    fn separate(&mut self) {
+        if self.level == 0 {
+            return self.push(":");
+        }
+        (1..self.level).for_each(|_| self.push("#"));
+        self.push("|");
     }
 
     /// Appends text to the current segment, percent-encoded where needed.
@@ -150,6 +175,14 @@ impl KeyWriter {
         self.overflow.as_ref().map_or(self.head.len(), |whole| whole.length)
     }
 
+    /// Writes an element: a value inside another that has more.
+    fn element(&mut self, write: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
+        self.level += 1;
+        let written = self.nested(write);
+        self.level -= 1;
+        written
+    }
+
     /// Writes a value inside another.
     fn nested(&mut self, write: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
         if self.depth == MAX_DEPTH {
@@ -161,18 +194,13 @@ impl KeyWriter {
         written
     }
 
-    /// Writes the elements of a tuple: own segments at the top, one segment with `|` inside another value.
+    /// Writes the elements of a tuple: segments of their own at the top.
     fn tuple(&mut self, elements: &[&dyn KeyArgument]) -> Result<(), Error> {
-        let is_top = self.depth == 0;
-        self.nested(|writer| {
-            elements.iter().enumerate().try_for_each(|(index, element)| {
-                match (index, is_top) {
-                    (0, _) => {}
-                    (_, true) => writer.segment(),
-                    (_, false) => writer.push("|"),
-                }
-                element.write_key(writer)
-            })
+        elements.iter().enumerate().try_for_each(|(index, element)| {
+            if index > 0 {
+                self.separate();
+            }
+            self.element(|writer| element.write_key(writer))
         })
     }
 }
@@ -268,16 +296,14 @@ impl<T: KeyArgument> KeyArgument for Option<T> {
     }
 }
 
-/// `#<length>`, then `|` before each element.
+/// `#<length>`, then the elements, each behind what stands between those of a tuple.
 impl<T: KeyArgument> KeyArgument for [T] {
     fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
         writer.push("#");
         writer.push(itoa::Buffer::new().format(self.len()));
-        writer.nested(|writer| {
-            self.iter().try_for_each(|element| {
-                writer.push("|");
-                element.write_key(writer)
-            })
+        self.iter().try_for_each(|element| {
+            writer.separate();
+            writer.element(|writer| element.write_key(writer))
         })
     }
 }
@@ -389,6 +415,62 @@ mod tests {
         assert!(written(None) != written(Some(Newtype(None))));
         assert!(written(Some(Newtype(None))) != written(Some(Newtype(Some(1)))));
         assert!(written(Some(Newtype(None))) == written(Some(Newtype(None))));
+    }
+
+    /// Told apart by what it writes alone, as the docs of `KeyArgument` ask.
+    enum Id {
+        Global(u64),
+        Of(u64, u64),
+        /// By hand.
+        In(u64, u64, u64),
+    }
+    impl KeyArgument for Id {
+        fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error> {
+            match self {
+                Self::Global(id) => id.write_key(writer),
+                Self::Of(org, id) => (org, id).write_key(writer),
+                Self::In(region, org, id) => {
+                    region.write_key(writer)?;
+                    writer.segment();
+                    org.write_key(writer)?;
+                    writer.segment();
+                    id.write_key(writer)
+                }
+            }
+        }
+    }
+    use Id::{Global, In, Of};
+
+    #[test]
+    fn what_stands_between_two_parts_says_how_deep_they_are() {
+        assert_eq!(text(Of(1, 2)).unwrap(), "1:2");
+        assert_eq!(text((Of(1, 2), Global(3))).unwrap(), "1|2:3");
+        assert_eq!(text([Of(1, 2), Global(3)]).unwrap(), "#2:1|2:3");
+        assert_eq!(text(([Of(1, 2), Global(3)], In(4, 5, 6))).unwrap(), "#2|1#|2|3:4|5|6");
+        assert_eq!(text(("a", ("b", ("c", ("d", "e"))))).unwrap(), "a:b|c#|d##|e");
+        assert_eq!(text(Some(Of(1, 2))).unwrap(), text(Of(1, 2)).unwrap());
+    }
+
+    #[test]
+    fn parts_of_one_argument_are_never_taken_for_those_of_the_next() {
+        let pairs = || [(Global(1), In(2, 3, 4)), (Of(1, 2), Of(3, 4)), (In(1, 2, 3), Global(4))];
+        let arguments = |(first, second): (Id, Id)| {
+            let mut writer = KeyWriter::new();
+            for id in [first, second] {
+                writer.argument(false);
+                id.write_key(&mut writer).unwrap();
+            }
+            writer.plain().unwrap().to_owned()
+        };
+        for texts in [
+            pairs().map(arguments),
+            pairs().map(|pair| text(pair).unwrap()),
+            pairs().map(|(a, b)| text([a, b]).unwrap()),
+            pairs().map(|(a, b)| text(Some((Some(a), (b,)))).unwrap()),
+        ] {
+            let distinct: std::collections::HashSet<_> = texts.iter().collect();
+            assert_eq!(distinct.len(), texts.len(), "{texts:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Any `Serialize` value as canonical text: one text per value, in every process.
 //!
 //! Scalars carry their kind, text its length, and collections their brackets, so that no two values of one type
-//! share a text. Maps are sorted by their keys' texts. Floats are written by their bits, and NaN is refused: it
+//! share a text. Maps are sorted by their keys' texts; entries of one key, such as a field and the same name in a flattened
+//! map, stay in their order. Floats are written by their bits, and NaN is refused: it
 //! equals nothing, itself included. What nests too deep is refused: each level takes room on the stack.
 //!
 //! What a type's own `Serialize` does not tell apart has one text: the variants of an untagged enum that hold the same,
@@ -119,7 +120,7 @@ impl Compound<'_> {
     }
 
     fn finish(mut self) -> Result<(), Refusal> {
-        self.entries.sort();
+        self.entries.sort_by(|(one, _), (other, _)| one.cmp(other));
         for (index, (key, value)) in self.entries.iter().enumerate() {
             let _ = write!(self.text, "{}{key}={value}", if index == 0 { "" } else { "," });
         }
@@ -183,6 +184,12 @@ impl<'a> Serializer for Writer<'a> {
     }
     fn serialize_str(self, v: &str) -> Result<(), Refusal> {
         self.scalar(format_args!("{}'{v}", v.len()))
+    }
+    /// The default panics where the value's `Display` fails.
+    fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<(), Refusal> {
+        let mut text = String::new();
+        write!(text, "{value}").map_err(ser::Error::custom)?;
+        self.serialize_str(&text)
     }
     fn serialize_bytes(self, v: &[u8]) -> Result<(), Refusal> {
         self.text.push('x');
@@ -370,6 +377,46 @@ mod tests {
             .map(|value| to_text(&value).unwrap());
         let distinct: std::collections::BTreeSet<_> = texts.iter().collect();
         assert_eq!(distinct.len(), texts.len(), "{texts:?}");
+    }
+
+    /// A tag and a flattened map may name one key twice: the first is the type's own.
+    #[test]
+    fn entries_of_one_key_stay_in_their_order() {
+        #[derive(serde::Serialize)]
+        struct Query<'a> {
+            owner: &'a str,
+            #[serde(flatten)]
+            more: BTreeMap<&'a str, &'a str>,
+        }
+        #[derive(serde::Serialize)]
+        #[serde(tag = "kind")]
+        enum Tagged<'a> {
+            A(BTreeMap<&'a str, &'a str>),
+            B(BTreeMap<&'a str, &'a str>),
+        }
+        let query = |owner, more| to_text(&Query { owner, more: [("a", "z"), ("owner", more)].into() }).unwrap();
+        assert_eq!(query("bob", "al"), "<1'a=1'z,5'owner=3'bob,5'owner=2'al>");
+        assert_ne!(query("bob", "al"), query("al", "bob"));
+        let (a, b) = (Tagged::A([("kind", "B")].into()), Tagged::B([("kind", "A")].into()));
+        assert_ne!(to_text(&a).unwrap(), to_text(&b).unwrap());
+    }
+
+    #[test]
+    fn a_display_that_fails_is_an_error() {
+        struct Bad;
+        impl Display for Bad {
+            fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                Err(std::fmt::Error)
+            }
+        }
+        struct Shown<T>(T);
+        impl<T: Display> Serialize for Shown<T> {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(&self.0)
+            }
+        }
+        assert_eq!(to_text(&Shown(Bad)).unwrap_err().kind(), ErrorKind::InvalidKey);
+        assert_eq!(to_text(&Shown("a")).unwrap(), to_text("a").unwrap());
     }
 
     /// A renamed field may look like two, or like none.

@@ -29,6 +29,11 @@ enum Type {
     Tuple(Vec<Self>),
     Struct(Vec<Self>),
     Enum(Vec<Variant>),
+    /// An enum whose variants hold the first one, the first two of these, and so on, and write them as tuples: the number
+    /// alone tells them apart.
+    Counted(Vec<Self>),
+    /// The same of integers, written by hand.
+    ByHand,
 }
 
 #[derive(Clone, Debug)]
@@ -62,8 +67,17 @@ const FIELDS: [&str; 3] = ["a", "b_c", "0=d,'"];
 const VARIANTS: [&str; 3] = ["A", "Bc", "0'D"];
 
 fn types() -> impl Strategy<Value = Type> {
-    let leaf =
-        select(vec![Type::Unit, Type::Bool, Type::Int, Type::Float, Type::Char, Type::Text, Type::Bytes, Type::Json]);
+    let leaf = select(vec![
+        Type::Unit,
+        Type::Bool,
+        Type::Int,
+        Type::Float,
+        Type::Char,
+        Type::Text,
+        Type::Bytes,
+        Type::Json,
+        Type::ByHand,
+    ]);
     leaf.prop_recursive(4, 12, 3, |inner| {
         let boxed = inner.clone().prop_map(Box::new);
         let few = prop::collection::vec(inner.clone(), 1..=3);
@@ -79,7 +93,8 @@ fn types() -> impl Strategy<Value = Type> {
             2 => boxed.clone().prop_map(Type::Seq),
             1 => (boxed.clone(), boxed).prop_map(|(key, value)| Type::Map(key, value)),
             2 => few.clone().prop_map(Type::Tuple),
-            1 => few.prop_map(Type::Struct),
+            1 => few.clone().prop_map(Type::Struct),
+            2 => few.prop_map(Type::Counted),
             2 => prop::collection::vec(variant, 1..=3).prop_map(Type::Enum),
         ]
     })
@@ -132,6 +147,13 @@ fn values(of: &Type) -> BoxedStrategy<Value> {
             })
             .boxed(),
         Type::Tuple(of) | Type::Struct(of) => many(of).prop_map(Value::Many).boxed(),
+        Type::Counted(of) => (many(of), 1..=of.len())
+            .prop_map(|(mut values, length)| {
+                values.truncate(length);
+                Value::Many(values)
+            })
+            .boxed(),
+        Type::ByHand => prop::collection::vec((1_i64..3).prop_map(Value::Int), 1..4).prop_map(Value::Many).boxed(),
         Type::Enum(variants) => {
             let variants = variants.iter().enumerate().map(|(at, variant)| {
                 let fields = match variant {
@@ -198,6 +220,8 @@ impl Serialize for Typed<'_> {
                 typed(of, values).iter().try_for_each(|value| tuple.serialize_element(value))?;
                 tuple.end()
             }
+            (Type::Counted(of), Value::Many(values)) => to.collect_seq(typed(of, values)),
+            (Type::ByHand, Value::Many(values)) => to.collect_seq(values.iter().map(|value| Typed(&Type::Int, value))),
             (Type::Struct(of), Value::Many(values)) => {
                 let mut fields = to.serialize_struct("Struct", of.len())?;
                 let mut values = FIELDS.iter().zip(typed(of, values));
@@ -242,7 +266,15 @@ impl KeyArgument for Typed<'_> {
             (Type::Seq(of), Value::Many(values)) => {
                 values.iter().map(|value| Typed(of, value)).collect::<Vec<_>>().write_key(writer)
             }
-            (Type::Tuple(of) | Type::Struct(of), Value::Many(values)) => write_tuple(writer, &typed(of, values)),
+            (Type::Tuple(of) | Type::Struct(of) | Type::Counted(of), Value::Many(values)) => {
+                write_tuple(writer, &typed(of, values))
+            }
+            (Type::ByHand, Value::Many(values)) => values.iter().enumerate().try_for_each(|(at, value)| {
+                if at > 0 {
+                    writer.segment();
+                }
+                Typed(&Type::Int, value).write_key(writer)
+            }),
             (Type::Enum(variants), Value::Variant(at, values)) => match &variants[*at] {
                 // The name says how many elements follow.
                 Variant::Unit => VARIANTS[*at].write_key(writer),
@@ -277,6 +309,17 @@ fn key(argument: impl KeyArgument) -> FullKey {
     FullKey::new(&prefix("cache", Some("acme")).unwrap(), "api", &writer)
 }
 
+fn key_of_arguments(arguments: &[Typed<'_>]) -> FullKey {
+    let mut writer = KeyWriter::new();
+    writer.segment();
+    writer.literal("f");
+    for argument in arguments {
+        writer.argument(arguments.len() == 1);
+        argument.write_key(&mut writer).unwrap();
+    }
+    FullKey::new(&prefix("cache", Some("acme")).unwrap(), "api", &writer)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
 
@@ -292,11 +335,20 @@ proptest! {
         prop_assert_eq!(one == other, a == b, "{:?}: {} and {}", of, a.as_str(), b.as_str());
     }
 
-    /// Also where an argument stands before another, as in an annotated function.
+    /// Also where an argument stands before another, as in an annotated function, whose key is that of a tuple.
     #[test]
     fn so_do_two_arguments((of, one, other) in pairs(), (then, first, second) in pairs()) {
-        let key = |a: &Value, b: &Value| key((Typed(&of, a), Typed(&then, b)));
+        let key = |a: &Value, b: &Value| {
+            let tuple = key((Typed(&of, a), Typed(&then, b)));
+            assert_eq!(tuple, key_of_arguments(&[Typed(&of, a), Typed(&then, b)]));
+            tuple
+        };
         let (a, b) = (key(&one, &first), key(&other, &second));
         prop_assert_eq!((&one, &first) == (&other, &second), a == b, "{} and {}", a.as_str(), b.as_str());
+    }
+
+    #[test]
+    fn so_does_one_argument_alone((of, one, _) in pairs()) {
+        prop_assert_eq!(key(Typed(&of, &one)), key_of_arguments(&[Typed(&of, &one)]));
     }
 }

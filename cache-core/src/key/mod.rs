@@ -278,6 +278,8 @@ mod tests {
                 .as_str()
                 .to_owned(),
             full(Some("acme"), "api", (vec![1, 2], ("p", "q"), Some(("r", "s")))).as_str().to_owned(),
+            full(Some("acme"), "api", [(1, [2, 3]), (4, [5, 6])]).as_str().to_owned(),
+            full(Some("acme"), "api", ("a", ("b", ("c", ("d", "e"))))).as_str().to_owned(),
             full(Some("acme"), "api", canonical).as_str().to_owned(),
             full(Some("acme"), "api", &*long).as_str().to_owned(),
             full(Some("acme"), "api", "id").lease(),

@@ -17,6 +17,12 @@ impl<T: ?Sized> Clone for Arg<'_, T> {
 
 impl<T: ?Sized> Copy for Arg<'_, T> {}
 
+/// Begins the segment of an argument or of a template: the only one of its function, or one of several.
+#[inline]
+pub fn segment(writer: &mut KeyWriter, is_sole: bool) {
+    writer.argument(is_sole);
+}
+
 /// Picked first: the readable form.
 pub trait ByArgument {
     /// Appends the argument.

@@ -236,10 +236,7 @@ fn build(
 ) -> Result<FullKey, Error> {
     let prefix = prefix(&cache.state.options.root, tenant)?;
     let mut writer = KeyWriter::new();
-    if let Some(label) = site.label() {
-        writer.segment();
-        writer.literal(label);
-    }
+    site.write_label(&mut writer)?;
     write(&mut writer)?;
     if writer.is_empty() {
         return Err(empty_identifier());

@@ -10,7 +10,7 @@ mod site;
 pub use std::string::String;
 
 pub use self::{
-    argument::Arg,
+    argument::{Arg, segment},
     call::Call,
     shape::{Probe, Put, Shape},
     site::{Place, Site},

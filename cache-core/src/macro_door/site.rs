@@ -11,7 +11,12 @@
 //! 1. Process A calls the first one, and stores its value.
 //! 2. Process B calls the second one, and finds that value.
 //!
-//! So what an entry is bound to holds, for a function inside another one, a hash of the function's own tokens.
+//! So for a function inside another one the schema of an entry holds a hash of the function's own tokens. The schema is judged
+//! after the version, so that an older release leaves alone what a newer one stores that changes the body and raises the version.
+//!
+//! A type parameter that no argument names, such as a marker, is part of the first segment, by a hash of what the type is called:
+//! `load@a1b2c3@d4e5f6`. One that an argument names is not, as an invalidation must reach a value whatever the type is by which
+//! its caller names it, `&str` or `String`. To both an entry is bound.
 
 use std::{
     any::{TypeId, type_name},
@@ -22,6 +27,7 @@ use twox_hash::XxHash3_64;
 
 use crate::{
     error::{Error, ErrorKind},
+    key::KeyWriter,
     sync::{Mutex, OnceLock},
     value::{TtlProfile, keyspace::Origin, schema},
 };
@@ -46,6 +52,8 @@ struct Resolved {
     label: Box<str>,
     /// What its entries are bound to, in every process.
     bound_to: u64,
+    /// Hash of its tokens where its path does not tell it from every other function; else 0.
+    code: u64,
     /// Why it runs uncached, where another function came first that cannot be told from it.
     twin: Option<Error>,
 }
@@ -70,8 +78,8 @@ impl Place {
         let name = self.function;
         let label = if is_said { name.to_owned() } else { format!("{name}@{:06x}", hash & 0xff_ffff) };
         let twin = first_of(profile, &label, function, self).map(|first| self.twin_of(first, profile, &path));
-        let bound_to = if is_inside { XxHash3_64::oneshot_with_seed(self.code, path.as_bytes()) } else { hash };
-        let resolved = Resolved { label: label.into(), bound_to, twin };
+        let code = if is_inside { self.code } else { 0 };
+        let resolved = Resolved { label: label.into(), bound_to: hash, code, twin };
         // Reported by whoever is first, and after that: what takes the log may call the function.
         if self.resolved.set(resolved).is_ok()
             && let Some(twin) = self.resolved.get().and_then(|resolved| resolved.twin.as_ref())
@@ -131,6 +139,8 @@ pub struct Site {
     /// Unless it names a key of its own.
     resolved: Option<&'static Resolved>,
     types: u64,
+    /// Those of them that are part of the key; 0 where there are none.
+    markers: u64,
     pub(super) version: u32,
     pub(super) schema: Option<&'static str>,
 }
@@ -157,7 +167,16 @@ impl Site {
             Some(twin) => Err(twin.clone()),
             None => profile,
         };
-        Self { profile_name, profile, function: TypeId::of::<F>(), resolved, types: 0, version: 0, schema: None }
+        Self {
+            profile_name,
+            profile,
+            function: TypeId::of::<F>(),
+            resolved,
+            types: 0,
+            markers: 0,
+            version: 0,
+            schema: None,
+        }
     }
 
     /// The version of the value's type.
@@ -183,16 +202,30 @@ impl Site {
         self
     }
 
+    /// The same for a type that no argument names. Each has keys of its own.
+    #[must_use]
+    pub fn with_marker<T: ?Sized>(mut self) -> Self {
+        self = self.with_type::<T>();
+        self.markers = self.types;
+        self
+    }
+
     /// The same for a type that has no name.
     #[must_use]
     pub fn with_type_of<T: ?Sized>(self, _: &T) -> Self {
         self.with_type::<T>()
     }
 
-    /// The first segment of its keys, unless it names a key of its own.
+    /// Writes the first segment of its keys, unless it names a key of its own.
     #[inline]
-    pub(super) fn label(&self) -> Option<&'static str> {
-        self.resolved.map(|resolved| &*resolved.label)
+    pub(super) fn write_label(&self, writer: &mut KeyWriter) -> Result<(), Error> {
+        let Some(resolved) = self.resolved else { return Ok(()) };
+        writer.segment();
+        writer.literal(&resolved.label);
+        match self.markers {
+            0 => Ok(()),
+            markers => writer.display(format_args!("@{:06x}", markers & 0xff_ffff)),
+        }
     }
 
     /// Whether it runs uncached because it cannot be told from another function, which was reported.
@@ -204,7 +237,7 @@ impl Site {
     #[inline]
     pub(super) fn origin(&self) -> Origin {
         let bound = self.resolved.map(|resolved| (self.function, resolved.bound_to.wrapping_add(self.types)));
-        Origin::of(bound, self.version)
+        Origin::of(bound, self.version).with_code(self.resolved.map_or(0, |resolved| resolved.code))
     }
 }
 
@@ -258,8 +291,8 @@ mod tests {
         static TWO: Place = Place::new("twins", "load", 2, "src/x.rs", 9);
         let one = ONE.resolve(TypeId::of::<One>(), "twins::outer::load", "api");
         let two = TWO.resolve(TypeId::of::<Two>(), "twins::outer::load", "api");
-        assert_eq!(one.label, two.label);
-        assert_ne!(one.bound_to, two.bound_to);
+        assert_eq!((&one.label, one.bound_to), (&two.label, two.bound_to));
+        assert_ne!(one.code, two.code);
         assert!(one.twin.is_none());
         let message = two.twin.as_ref().unwrap().to_string();
         for part in ["`load` (src/x.rs:9)", "src/x.rs:1", "twins::outer::load", "`api`"] {

@@ -80,7 +80,8 @@ impl<T> Keyspace<T> {
     /// Defaults to the type's own name with the modules it stands in, and those of its parameters. That rests on the source,
     /// as the compiler tells it: a type that is moved or renamed, in a rare case a new compiler too, makes older entries
     /// misses, and until a deploy is over the two releases overwrite each other's. A raised version spares them that.
-    /// Entries are never misread for it.
+    /// Entries are never misread for it. Two types that the name does not tell apart are one: those of one name in two blocks
+    /// of one function, and those of one bare name in a crate whose library is called `core`, `std` or `alloc`.
     ///
     /// ```
     /// use cache_core::{Keyspace, profiles::SCAN_RESULTS};
@@ -258,6 +259,8 @@ pub(crate) struct Origin {
     place: u64,
     /// The version of the value's type: the envelope says it in Redis.
     version: u32,
+    /// Hash of the function's code, where its place does not tell it from every other one; else 0. Only Redis has need of it.
+    code: u64,
 }
 
 impl Origin {
@@ -270,7 +273,7 @@ impl Origin {
     #[inline]
     pub(crate) fn of(function: Option<(TypeId, u64)>, version: u32) -> Self {
         let (function, place) = function.unwrap_or((TypeId::of::<()>(), 0));
-        Self { function, place, version }
+        Self { function, place, version, code: 0 }
     }
 
     /// Bound to this version of the value's type.
@@ -278,6 +281,18 @@ impl Origin {
     pub(crate) fn with_version(mut self, version: u32) -> Self {
         self.version = version;
         self
+    }
+
+    /// Bound to this code of the function's.
+    #[inline]
+    pub(crate) fn with_code(mut self, code: u64) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Part of the schema of an entry: judged after the version, so that a release which raises it may change the code.
+    pub(crate) fn code(&self) -> u64 {
+        self.code
     }
 
     /// The same in every process.

@@ -34,19 +34,19 @@ fn normal(name: &str) -> String {
     let mut rest = name;
     while let Some(first) = rest.chars().next() {
         let taken = match first {
-            '\'' => {
-                let end = rest[1..].find(|c: char| !c.is_alphanumeric() && c != '_').map_or(rest.len(), |at| at + 1);
-                match &rest[end..] {
-                    // A constant of type `char`.
-                    after if after.starts_with('\'') => {
-                        normal.push_str(&rest[..=end]);
-                        end + 1
-                    }
-                    // A lifetime, with the comma behind it.
-                    after if after.starts_with(',') => end + 1,
-                    _ => end,
+            '\'' => match char_len(rest) {
+                // A constant of type `char`.
+                Some(end) => {
+                    normal.push_str(&rest[..end]);
+                    end
                 }
-            }
+                // A lifetime, with the comma behind it.
+                None => {
+                    let end =
+                        rest[1..].find(|c: char| !c.is_alphanumeric() && c != '_').map_or(rest.len(), |at| at + 1);
+                    if rest[end..].starts_with(',') { end + 1 } else { end }
+                }
+            },
             c if is_path(c) => {
                 let end = rest.find(|c| !is_path(c)).unwrap_or(rest.len());
                 push_path(&mut normal, &rest[..end]);
@@ -62,6 +62,17 @@ fn normal(name: &str) -> String {
         rest = &rest[taken..];
     }
     normal.replace("<>", "")
+}
+
+/// The length of the literal that `rest` begins with, such as `'x'`, `','` or `'\''`; `None` where it is a lifetime.
+fn char_len(rest: &str) -> Option<usize> {
+    let mut chars = rest.char_indices().skip(1);
+    let is_escaped = chars.next()?.1 == '\\';
+    let (at, next) = chars.next()?;
+    match is_escaped {
+        true => rest.get(at + next.len_utf8()..)?.find('\'').map(|end| at + next.len_utf8() + end + 1),
+        false => (next == '\'').then_some(at + 1),
+    }
 }
 
 fn is_path(c: char) -> bool {
@@ -106,6 +117,11 @@ mod tests {
             ("(u8, [core::option::Option<i64>; 4])", "(u8,[Option<i64>;4])"),
             ("std::collections::hash::map::HashMap<app::K, app::V>", "HashMap<app::K,app::V>"),
             ("app::Only<'x'>", "app::Only<'x'>"),
+            ("app::Only<','>", "app::Only<','>"),
+            ("app::Only<' '>", "app::Only<' '>"),
+            ("app::Pair<'<', '>'>", "app::Pair<'<','>'>"),
+            (r"app::Pair<'\'', '\u{301}'>", r"app::Pair<'\'','\u{301}'>"),
+            (r"app::Pair<'\\', app::Of<'a, u8>>", r"app::Pair<'\\',app::Of<u8>>"),
             ("größe::Größe<42>", "größe::Größe<42>"),
             ("standard::Thing", "standard::Thing"),
         ] {

@@ -17,9 +17,10 @@ impl Expansion<'_> {
         let clause = &generics.where_clause;
         let allowances = self.allowances();
         let arguments = self.key_inputs().into_iter().map(borrowed_argument);
+        let is_sole = plan.segments.len() == 1;
         let segments = plan.segments.iter().map(|segment| {
             let pieces = segment.iter().map(|piece| write_piece(door, piece));
-            quote_spanned!(Span::mixed_site()=> writer.segment(); #(#pieces)*)
+            quote_spanned!(Span::mixed_site()=> #door::segment(writer, #is_sole); #(#pieces)*)
         });
         quote_spanned! {Span::mixed_site()=>
             #allowances

@@ -1,12 +1,12 @@
 //! `__site` and the TTL profile: what is known of the function without its arguments.
 
-use proc_macro2::TokenStream;
-use quote::quote;
+use proc_macro2::{Ident, TokenStream};
+use quote::{ToTokens, quote};
 use syn::ext::IdentExt;
 
 use super::Expansion;
 use crate::model::{Base, Profile, Ttl};
-use crate::words::hash;
+use crate::words::{hash, names};
 
 impl Expansion<'_> {
     /// `__site`: what is known of the function without its arguments.
@@ -25,6 +25,11 @@ impl Expansion<'_> {
         let schema = self.model.schema.as_ref().map(|schema| quote!(.with_schema(#schema)));
         // A key of the user's own is told apart by its text alone, whoever asks for it.
         let types = generics.type_params().filter(|_| is_bound).map(|param| &param.ident);
+        let is_argument = |name: &&Ident| {
+            let name = name.to_string();
+            self.key_inputs().iter().any(|input| names(input.ty().to_token_stream(), &name))
+        };
+        let (types, markers): (Vec<&Ident>, Vec<&Ident>) = types.partition(is_argument);
         let item = &self.model.item;
         let name = item.signature.ident.unraw().to_string();
         let (signature, body) = (&item.signature, &item.body);
@@ -39,6 +44,7 @@ impl Expansion<'_> {
                 #door::Site::#site
                     #version
                     #schema
+                    #(.with_marker::<#markers>())*
                     #(.with_type::<#types>())*
             }
         }
