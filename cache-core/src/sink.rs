@@ -1,6 +1,10 @@
 //! Where failures go that no caller sees: into the log, at most once in a while for each kind.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    any::TypeId,
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use crate::{
     clock::{Clock, Instant},
@@ -16,6 +20,8 @@ const QUIET: Duration = Duration::from_secs(10);
 pub(crate) struct Sink {
     clock: Clock,
     recent: Mutex<HashMap<&'static str, Recent>>,
+    /// What is said once: for which step, profile and type.
+    said: Mutex<HashSet<(&'static str, &'static str, TypeId)>>,
 }
 
 #[derive(Debug)]
@@ -26,7 +32,7 @@ struct Recent {
 
 impl Sink {
     pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, recent: Mutex::default() }
+        Self { clock, recent: Mutex::default(), said: Mutex::default() }
     }
 
     /// Logs `error` under the step `what`, unless the same step was logged less than ten seconds ago.
@@ -50,5 +56,20 @@ impl Sink {
             }
         };
         tracing::warn!(target: "cache_core", step = what, kind = ?error.kind(), suppressed, "{error}");
+    }
+
+    /// Looks into something once for each profile and type, and logs what there is to say.
+    pub(crate) fn once<T: 'static>(
+        &self,
+        what: &'static str,
+        profile: &'static str,
+        look: impl FnOnce() -> Option<String>,
+    ) {
+        if !self.said.lock().insert((what, profile, TypeId::of::<T>())) {
+            return;
+        }
+        if let Some(message) = look() {
+            tracing::warn!(target: "cache_core", step = what, "{message}");
+        }
     }
 }

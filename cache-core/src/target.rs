@@ -78,6 +78,20 @@ impl Target<'_> {
         self.codec.unwrap_or(self.state.options.codec)
     }
 
+    /// A message about the type and profile, and never about a value.
+    fn about<T>(&self, message: &str) -> String {
+        format!("profile {}, type {}: {message}", self.profile.name(), std::any::type_name::<T>())
+    }
+
+    /// In a debug build, says once for each profile and type what is wrong with the type's serde, as far as the
+    /// encoded value shows it.
+    pub(crate) fn check_serde<T: CacheValue>(&self, codec: Codec, payload: &[u8]) {
+        if cfg!(debug_assertions) {
+            let look = || codec.flaw::<T>(payload).map(|flaw| self.about::<T>(flaw));
+            self.state.sink.once::<T>("serde", self.profile.name(), look);
+        }
+    }
+
     /// What an entry with a value of this type is written for.
     pub(crate) fn purpose<T: CacheValue>(&self) -> Purpose {
         Purpose::new(self.key.as_str(), self.binding.origin.seed(), self.version, schema::<T>(self.schema))
@@ -104,9 +118,9 @@ impl Target<'_> {
         if self.state.journal.doubts(&self.key, asked_at) {
             return Verdict::Miss { seen: None };
         }
-        let unusable = |count: bool| {
-            if count {
-                counters.note(Edge::Unusable);
+        let missed = |why: Option<&str>| {
+            if let Some(why) = why {
+                self.state.sink.once::<T>("unusable", self.profile.name(), || Some(self.about::<T>(why)));
             }
             Verdict::Miss { seen: Some(bytes.get(..envelope::SEEN).unwrap_or(bytes).to_vec()) }
         };
@@ -116,12 +130,24 @@ impl Target<'_> {
                 counters.note(Edge::NewerVersion);
                 return Verdict::Newer;
             }
-            Err(rejected) => return unusable(rejected == Rejected::Unusable),
+            Err(Rejected::Outdated) => return missed(None),
+            Err(rejected) => {
+                counters.note(Edge::Unusable);
+                let is_strange = rejected == Rejected::Unusable;
+                return missed(is_strange.then_some("Redis holds an entry that is damaged, or of another type or function; it is overwritten. \
+                     If types share the profile give each its own keys; if the type was moved or renamed see `Keyspace::with_schema`"));
+            }
         };
         let value = if opened.negative {
             None
         } else {
-            let Some(value) = opened.codec.decode::<T>(opened.payload) else { return unusable(true) };
+            let Some(value) = opened.codec.decode::<T>(opened.payload) else {
+                counters.note(Edge::Unusable);
+                return missed(Some(
+                    "Redis holds an entry that the type's Deserialize refuses, which is a miss; let it read \
+                     what Serialize writes, and raise the version when the type changes",
+                ));
+            };
             Some(Arc::new(value))
         };
         let server_now = self.state.remote.as_ref().map_or(0, |remote| remote.server_now_ms());

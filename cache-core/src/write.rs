@@ -45,6 +45,9 @@ pub(crate) fn encode<T: CacheValue>(
     let weight = value.as_deref().map_or(Ok(0), |value| codec.weigh(value))?;
     let payload = value.as_deref().map_or(Ok(Vec::new()), |value| codec.encode(value))?;
     target.check_len(payload.len())?;
+    if value.is_some() {
+        target.check_serde::<T>(codec, &payload);
+    }
     let head = Head {
         entry: rand::random(),
         codec,

@@ -17,6 +17,13 @@ use crate::error::{Error, ErrorKind};
 ///
 /// Implemented for every type that qualifies.
 ///
+/// Other processes read what `Deserialize` makes of what `Serialize` wrote, and no more. The two must mirror each other: each
+/// field that matters to who reads the value is written, and read under the name it is written with. `skip_serializing` makes
+/// another process read the field's default, and nothing can notice that; `rename_all(deserialize = "…")` makes each read
+/// there a miss. In a debug build the first value that is stored for a profile and type is decoded again: the log names the
+/// type if that fails, or gives a value that encodes differently. In every build the log says once for each profile and type
+/// that an entry in Redis was not usable.
+///
 /// A value is nested at most 64 levels deep. Each sequence, map, struct, tuple, `Some`, newtype and variant with data is a
 /// level; a variant with several fields is two. A deeper value is not stored, which is an error of `set` and counts in
 /// [`ProfileStats::encode_errors`](crate::ProfileStats::encode_errors); deeper bytes in Redis are a miss.
@@ -82,6 +89,34 @@ impl Codec {
         }))
         .ok()
         .flatten()
+    }
+}
+
+impl Codec {
+    /// What is wrong with the type's serde, as far as this encoded value shows it: it must decode, and encode to the
+    /// same bytes then. Their order does not count, as the iteration of a hash table has none.
+    pub(crate) fn flaw<T: CacheValue>(self, payload: &[u8]) -> Option<&'static str> {
+        let Some(decoded) = self.decode::<T>(payload) else {
+            return Some(
+                "what Serialize writes its Deserialize refuses, so that each read in another process is a miss; let one \
+                 read what the other writes",
+            );
+        };
+        let sorted = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            bytes.sort_unstable();
+            bytes
+        };
+        let again = self.encode(&decoded);
+        // The user's `Drop` may panic.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(decoded)));
+        if !again.is_ok_and(|again| again == payload || sorted(&again) == sorted(payload)) {
+            return Some(
+                "what is decoded is another value than what was encoded, so that other processes read that; let \
+                 Deserialize read all that Serialize writes",
+            );
+        }
+        None
     }
 }
 

@@ -111,8 +111,10 @@ pub(crate) struct Opened<'a> {
 pub(crate) enum Rejected {
     /// Written before an invalidation of its keyspace or tenant, or those generations are gone.
     Outdated,
-    /// Garbage, truncated, of another key, type or function, or of an older version or format.
+    /// Garbage, truncated, of another key, type or function.
     Unusable,
+    /// Of an older version of the keyspace, or of an earlier format.
+    Older,
     /// Of a newer version of the keyspace, or of a later format.
     Newer,
 }
@@ -200,6 +202,9 @@ pub(crate) fn open<'a>(bytes: &'a [u8], purpose: &Purpose, generations: &[Option
     if is_of_later_format(bytes) {
         return Err(Rejected::Newer);
     }
+    if bytes.starts_with(&MAGIC[..3]) && bytes.get(3).is_some_and(|format| *format < MAGIC[3]) {
+        return Err(Rejected::Older);
+    }
     let (head, stored, payload) = split(bytes).ok_or(Rejected::Unusable)?;
     if checksum(head, payload) != u64_at(head, 56).ok_or(Rejected::Unusable)? || head[32..44] != purpose.owner {
         return Err(Rejected::Unusable);
@@ -211,7 +216,7 @@ pub(crate) fn open<'a>(bytes: &'a [u8], purpose: &Purpose, generations: &[Option
     }
     let stored_version = u32_at(head, 24).ok_or(Rejected::Unusable)?;
     match stored_version.cmp(&purpose.version) {
-        std::cmp::Ordering::Less => return Err(Rejected::Unusable),
+        std::cmp::Ordering::Less => return Err(Rejected::Older),
         std::cmp::Ordering::Greater => return Err(Rejected::Newer),
         std::cmp::Ordering::Equal => {}
     }
@@ -307,7 +312,7 @@ mod tests {
         for (other, rejected) in [
             (Purpose::new("cache:api:y", 5, 2, 11), Rejected::Unusable),
             (Purpose::new("cache:api:x", 6, 2, 11), Rejected::Unusable),
-            (Purpose::new("cache:api:x", 5, 3, 11), Rejected::Unusable),
+            (Purpose::new("cache:api:x", 5, 3, 11), Rejected::Older),
             (Purpose::new("cache:api:x", 5, 2, 12), Rejected::Unusable),
             (Purpose::new("cache:api:x", 5, 1, 11), Rejected::Newer),
             // The version outranks the type, and the key the version.
@@ -330,7 +335,7 @@ mod tests {
         assert_eq!(opened(&bytes, purpose()), Err(Rejected::Newer));
         assert_eq!(opened(&bytes[..24], purpose()), Err(Rejected::Newer));
         (bytes[3], bytes[FORMAT_AGAIN]) = (1, 0);
-        assert_eq!(opened(&bytes, purpose()), Err(Rejected::Unusable), "an earlier one is overwritten");
+        assert_eq!(opened(&bytes, purpose()), Err(Rejected::Older), "an earlier one is overwritten");
     }
 
     #[test]
