@@ -204,7 +204,7 @@ impl Site {
     #[inline]
     pub(super) fn origin(&self) -> Origin {
         let bound = self.resolved.map(|resolved| (self.function, resolved.bound_to.wrapping_add(self.types)));
-        Origin::of(bound, self.version)
+        Origin::of(bound).of_values(self.version, self.schema)
     }
 }
 
