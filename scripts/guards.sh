@@ -98,6 +98,12 @@ guard "SET's time in a transaction" $src/remote/steps/decide.rs 's/arg\("PXAT"\)
     without_scripts a_set_that_arrives_too_late_is_not_stored
 guard "must-miss of the journal" $src/pending/journal.rs 's/self\.has_pending\(\) && self\.covers\(key\)/false \&\& self.has_pending() \&\& self.covers(key)/' \
     journal a_pending_invalidation_is_a_miss_here_at_once_and_everywhere_once_the_server_is_reached
+guard "look of an idle process" $src/invalidate/resend.rs 's/\|\| state\.journal\.has_acknowledged\(\)\)/|| false)/' \
+    chaos_restart an_idle_process_removes_what_a_snapshot_brings_back
+guard "journal of a set" $src/write.rs 's/resend::executed\(state, [^;]*;//' \
+    chaos_restart an_idle_process_removes_what_a_snapshot_brings_back
+guard "another run of the server" $src/remote/wire/run.rs 's/if !is_same \{/if !is_same \&\& false {/' \
+    chaos_restart the_first_call_after_a_restart_from_a_snapshot_serves_nothing_it_had_invalidated
 guard "replica refused" $src/remote/wire/connect.rs 's/is_master && !refused\n/is_master || !refused || true\n/' \
     sentinel sentinels_that_are_gone_hang_or_are_wrong_are_passed_over
 guard "watch of the primary" $src/remote/wire/topology.rs 's/named != \*used\.get_connection_info\(\)\.addr\(\)/false \&\& $&/' \

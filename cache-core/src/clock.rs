@@ -76,15 +76,15 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Waits, and for ever where no tokio timer can be had (no runtime, one without timers, one that shuts down): only for
-/// waits that something else ends too.
-pub(crate) async fn sleep(duration: Duration) {
+/// Waits, and for ever where no tokio timer can be had (no runtime, one without timers): only for waits that something else
+/// ends too. False where the runtime shut down meanwhile: what waits in a loop must not wait again.
+pub(crate) async fn sleep(duration: Duration) -> bool {
     if tokio::runtime::Handle::try_current().is_err() {
         return std::future::pending().await;
     }
     // Tokio's timers panic where they cannot work, and a cache must not take the user's function along.
     let Ok(sleep) = catch_unwind(|| tokio::time::sleep(duration)) else { return std::future::pending().await };
-    let _ = unpanicked(sleep).await;
+    unpanicked(sleep).await.is_some()
 }
 
 /// The output of `future`, or `None` if it panics.

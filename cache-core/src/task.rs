@@ -106,7 +106,11 @@ impl Term {
             if !self.renew() {
                 return Poll::Ready(());
             }
-            while beat.as_mut().poll(context).is_ready() {
+            while let Poll::Ready(is_running) = beat.as_mut().poll(context) {
+                // The runtime shuts down.
+                if !is_running {
+                    return Poll::Ready(());
+                }
                 beat.set(sleep(BEAT));
             }
             work.as_mut().poll(context)

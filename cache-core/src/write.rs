@@ -125,8 +125,10 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
     // value itself is not kept near: another process's newer one may have been announced already.
     state.near.stripes.bump(target.key.as_str());
     let mut unanswered = Unanswered { target, is_answered: false };
+    let mut sent_at = state.clock.now();
     let mut stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
     if stored.as_ref().is_err_and(breaks_connection) {
+        sent_at = state.clock.now();
         stored = remote.set(&mut budget, &target.key, &encoded.head, &encoded.payload, encoded.ttl).await;
         if stored.is_ok() {
             // The first one may still arrive, after somebody's later invalidation.
@@ -137,7 +139,11 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
     state.near.stripes.bump(target.key.as_str());
     state.near.remove(target.key.as_str());
     match stored {
-        Ok(true) => counters.note(Edge::Stored),
+        Ok(true) => {
+            counters.note(Edge::Stored);
+            // A server that comes back with the older value has to be told again.
+            resend::executed(state, Coverage::Key(Box::new(target.key.clone())), sent_at);
+        }
         Ok(false) => counters.note(Edge::Refused),
         Err(error) => {
             counters.note(Edge::not_stored(&error));

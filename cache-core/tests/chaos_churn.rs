@@ -116,8 +116,7 @@ async fn write(database: &Database, scope: &Scoped, process: usize, done: &Atomi
             0 => scope.invalidate_keyspace(&REPORTS).await,
             1 => scope.invalidate_all().await,
             2 => scope.invalidate_pattern("report:*").await,
-            // What was set is in no journal, and lost with the server's memory of it.
-            3..7 if !database.forgetful => match scope.set(&REPORTS.key(row), database.row(row)).await {
+            3..7 => match scope.set(&REPORTS.key(row), database.row(row)).await {
                 Ok(()) => Invalidated::Applied,
                 // For another tenth of a second the server may still execute it, and undo the next invalidation.
                 Err(error) if error.is_timeout() => {

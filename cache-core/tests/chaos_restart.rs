@@ -1,8 +1,8 @@
 //! A server that restarts, loads, hangs or is demoted under its clients: what it lost, brought back or executes late
 //! is never served as if nothing had happened.
 //!
-//! The limit: what a snapshot brings back is removed again if it was invalidated in the last ten seconds before the
-//! connection broke. What was invalidated earlier and is missing in the snapshot stays until its TTL ends.
+//! The limit: what a snapshot brings back is removed again if it was invalidated or `set` in the last ten seconds of the
+//! server's life. What was invalidated earlier and is missing in the snapshot stays until its TTL ends.
 
 mod support;
 
@@ -25,6 +25,16 @@ const BOUND: Duration = Duration::from_secs(3);
 fn strict(url: &str, op_timeout: Duration) -> Scoped {
     let builder = Cache::builder().url(url).near_bytes(0).op_timeout(op_timeout).pool_size(1).min_idle(1);
     builder.build().unwrap().tenant("acme").unwrap()
+}
+
+/// Stores a value and forgets that it did: a process that has one in its journal removes it after a restart.
+async fn set_by_another(url: &str, keys: &[Key<String>], value: &str) {
+    let cache = Cache::builder().url(url).near_bytes(0).op_timeout(PATIENCE).build().unwrap();
+    let scope = cache.tenant("acme").unwrap();
+    for key in keys {
+        scope.set(key, value.to_owned()).await.unwrap();
+    }
+    cache.close().await;
 }
 
 fn fetched(row: &str) -> std::future::Ready<Result<String, ()>> {
@@ -116,15 +126,19 @@ async fn a_fetch_from_before_a_restart_stores_nothing_after_it() {
 #[tokio::test]
 async fn the_first_call_after_a_restart_from_a_snapshot_serves_nothing_it_had_invalidated() {
     let server = Server::start();
-    let (mine, observer) = (strict(&server.url(), PATIENCE), strict(&server.url(), PATIENCE));
+    let proxy = Proxy::start(&server);
+    let (mine, observer) = (strict(proxy.url(), PATIENCE), strict(&server.url(), PATIENCE));
     let key = REPORTS.key("x-1");
-    observer.set(&key, "old".to_owned()).await.unwrap();
+    set_by_another(&server.url(), std::slice::from_ref(&key), "old").await;
     server.snapshot();
     for verb in ["get", "fetch", "get_many", "fetch_many", "ttl", "exists"] {
         assert!(mine.invalidate(&key).await.is_applied());
+        // Nor does the task that looks at the server come first.
+        proxy.refuse_connections();
         server.kill();
         server.restart();
         assert_eq!(observer.get(&key).await.unwrap().as_deref().map(String::as_str), Some("old"), "it is back");
+        proxy.accept_connections();
         let keys = [key.clone()];
         let served = match verb {
             "get" => mine.get(&key).await.unwrap(),
@@ -154,7 +168,7 @@ async fn what_a_snapshot_brings_back_is_removed_again() {
         let mine = mine.connect().await.unwrap().tenant("acme").unwrap();
         let observer = strict(&server.url(), PATIENCE);
         let key = REPORTS.key("x-1");
-        observer.set(&key, "old".to_owned()).await.unwrap();
+        set_by_another(&server.url(), std::slice::from_ref(&key), "old").await;
         server.snapshot();
         assert_eq!(*mine.try_get_or_fetch(&key, || fetched("other")).await.unwrap(), "old");
         assert!(invalidate(&mine, how).await.is_applied());
@@ -181,6 +195,93 @@ async fn what_a_snapshot_brings_back_is_removed_again() {
         }
         done.add_permits(1);
         reading.await.unwrap();
+    }
+}
+
+/// G2, nobody calls: a process without near tier has no link that would notice, and what it invalidated or replaced comes
+/// back with a snapshot. Within a second after the server answers again it is gone.
+#[tokio::test]
+async fn an_idle_process_removes_what_a_snapshot_brings_back() {
+    const MANY: usize = 20_000;
+    #[derive(Debug)]
+    enum Write {
+        One,
+        Many,
+        Set,
+    }
+    for write in [Write::One, Write::Many, Write::Set] {
+        let server = Server::start();
+        let (mine, observer) = (strict(&server.url(), PATIENCE), strict(&server.url(), PATIENCE));
+        let keys = [REPORTS.key(0), REPORTS.key(MANY / 2), REPORTS.key(MANY - 1)];
+        let keys = if let Write::Many = write { &keys[..] } else { &keys[..1] };
+        set_by_another(&server.url(), keys, "old").await;
+        server.snapshot();
+        match write {
+            Write::One => assert!(mine.invalidate(&keys[0]).await.is_applied()),
+            Write::Many => {
+                let all: Vec<_> = (0..MANY).map(|id| REPORTS.key(id)).collect();
+                assert!(mine.invalidate_many(&all).await.is_applied());
+            }
+            Write::Set => mine.set(&keys[0], "new".to_owned()).await.unwrap(),
+        }
+        server.kill();
+        server.restart();
+        let answered = Instant::now();
+        let is_old = |value: &Option<Arc<String>>| value.as_deref().is_some_and(|value| value == "old");
+        while observer.get_many(keys).await.unwrap().iter().any(is_old) {
+            assert!(answered.elapsed() < Duration::from_secs(1), "{write:?}: an idle process has not noticed");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for _ in 0..50 {
+            assert!(!observer.get_many(keys).await.unwrap().iter().any(is_old), "{write:?}: it came back");
+        }
+        // A busy keyspace is no must-miss for longer than that.
+        until("values are kept again", || async {
+            mine.try_get_or_fetch(&keys[0], || fetched("new")).await.unwrap();
+            observer.get(&keys[0]).await.unwrap().is_some()
+        })
+        .await;
+    }
+}
+
+/// Connections are lost and made anew, and the server is the same: it has lost nothing, so nothing is sent again and
+/// nothing is a must-miss.
+#[tokio::test]
+async fn a_new_connection_to_the_same_run_sends_nothing_again() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server);
+    let mine = strict(proxy.url(), PATIENCE);
+    let (invalidated, replaced) = (REPORTS.key("x-1"), REPORTS.key("x-2"));
+    assert!(mine.invalidate(&invalidated).await.is_applied());
+    assert!(mine.invalidate_keyspace(&REPORTS).await.is_applied());
+    mine.set(&replaced, "new".to_owned()).await.unwrap();
+    for _ in 0..5 {
+        proxy.reset();
+        let made = proxy.accepted();
+        proxy.drop_connections();
+        assert_eq!(mine.get(&replaced).await.unwrap().as_deref().map(String::as_str), Some("new"));
+        assert!(proxy.accepted() > made, "no new connection");
+        // By now the task has looked at the server.
+        proxy.until("PEXPIRE", 3).await;
+        assert_eq!(["EVALSHA", "UNLINK", "PUBLISH"].map(|command| proxy.count(command)), [0; 3]);
+    }
+    server.kill();
+    server.restart();
+    proxy.until("UNLINK", 1).await;
+}
+
+/// A user that may not ask for INFO: each new connection may lead to another run, so it is sent again each time.
+#[tokio::test]
+async fn a_server_that_tells_no_run_is_told_again_with_each_connection() {
+    let server = Server::start();
+    server.cli(&["ACL", "SETUSER", "default", "-info"]);
+    let proxy = Proxy::start(&server);
+    let mine = strict(proxy.url(), PATIENCE);
+    assert!(mine.invalidate(&REPORTS.key("x-1")).await.is_applied());
+    for _ in 0..3 {
+        proxy.reset();
+        proxy.drop_connections();
+        proxy.until("EVALSHA", 1).await;
     }
 }
 

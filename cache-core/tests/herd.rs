@@ -5,7 +5,10 @@ mod support;
 use std::{
     future::{Future, pending},
     pin::Pin,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -296,4 +299,149 @@ async fn a_batch_pays_one_time_limit_while_redis_hangs() {
         let longest = first.max(second);
         assert!(longest < LIMIT * 3 / 2, "{longest:?}");
     }
+}
+
+fn rows(keys: Vec<cache_core::Key<String>>) -> Vec<(cache_core::Key<String>, String)> {
+    keys.into_iter().map(|key| (key, "row".to_owned())).collect()
+}
+
+/// G5. Callers lose their patience one after the other, each while it leads. A patient one waits for the first of them, and for
+/// one lease period behind all others.
+#[tokio::test(start_paused = true)]
+async fn leaders_that_are_cancelled_in_a_row_delay_a_call_by_one_period_in_all() {
+    let cache = Cache::builder().tokio_clock().lease(Duration::from_millis(500)).build().unwrap();
+    let acme = cache.tenant("acme").unwrap();
+    let impatient = (1..=10).map(|n| {
+        let acme = acme.clone();
+        async move {
+            let slow = || async {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                Ok::<_, ()>("slow".to_owned())
+            };
+            let key = ROWS.key("x");
+            let call = acme.try_get_or_fetch(&key, slow);
+            let _ = tokio::time::timeout(Duration::from_millis(300 * n), call).await;
+        }
+    });
+    let patient = async {
+        tokio::task::yield_now().await;
+        let begun = Instant::now();
+        acme.try_get_or_fetch(&ROWS.key("x"), || async { Ok::<_, ()>("row".to_owned()) }).await.unwrap();
+        begun.elapsed()
+    };
+    let (_, waited) = join(join_all(impatient), patient).await;
+    assert!(waited <= Duration::from_millis(300 + 500 + 300), "{waited:?}");
+}
+
+/// G4, G9: what a batch does before it returns its future is done under the permit, too.
+#[tokio::test(start_paused = true)]
+async fn the_cap_holds_for_what_the_closure_of_a_batch_begins() {
+    let acme = Cache::builder().tokio_clock().fetch_cap(1).build().unwrap().tenant("acme").unwrap();
+    let upstream = Arc::new(Upstream::default());
+    let calls = (0..8).map(|id| {
+        let (acme, upstream) = (acme.clone(), upstream.clone());
+        async move {
+            let key = ROWS.key(id);
+            // Fetches under a write fence have no lease, and are capped.
+            assert!(acme.invalidate_and_hold(&key, Duration::from_secs(60)).await.is_applied());
+            let fetch = |missing| {
+                let upstream = upstream.clone();
+                let query = tokio::spawn(async move {
+                    upstream.ask(tokio::time::sleep(Duration::from_millis(100))).await;
+                    rows(missing)
+                });
+                async move { Ok::<_, ()>(query.await.unwrap()) }
+            };
+            acme.try_get_or_fetch_many(&[key], fetch).await.unwrap();
+        }
+    });
+    join_all(calls).await;
+    assert_eq!(upstream.most(), 1);
+}
+
+/// G4, without Redis: 1. A call leads, another waits. 2. The key is invalidated. 3. A third call leads a flight of its own.
+/// 4. The first one is lost: the second one joins the third, and does not fetch beside it.
+#[tokio::test(start_paused = true)]
+async fn who_waits_behind_an_invalidated_fetch_joins_the_newer_one() {
+    for fails in [true, false] {
+        let acme = Cache::builder().tokio_clock().build().unwrap().tenant("acme").unwrap();
+        let upstream = Arc::new(Upstream::default());
+        let good = || {
+            let (acme, upstream) = (acme.clone(), upstream.clone());
+            tokio::spawn(async move {
+                let fetch =
+                    || upstream.ask(async { Ok::<_, ()>(tokio::time::sleep(Duration::from_millis(300)).await) });
+                let fetch = || async { fetch().await.map(|()| "row".to_owned()) };
+                acme.try_get_or_fetch(&ROWS.key("x"), fetch).await.unwrap()
+            })
+        };
+        let first = tokio::spawn({
+            let acme = acme.clone();
+            async move {
+                let fetch = || async {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    Err::<String, ()>(())
+                };
+                acme.try_get_or_fetch(&ROWS.key("x"), fetch).await
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let waiting = good();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(acme.invalidate(&ROWS.key("x")).await.is_applied());
+        let newer = good();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if !fails {
+            first.abort();
+        }
+        let _ = first.await;
+        waiting.await.unwrap();
+        newer.await.unwrap();
+        assert_eq!(upstream.most(), 1, "the first one fails: {fails}");
+    }
+}
+
+/// However many keys there are: no recursion, and each chunk of commands has its time.
+#[tokio::test]
+async fn a_batch_of_many_keys_is_fetched_and_stored() {
+    let keys: Vec<_> = (0..50_000).map(|id| ROWS.key(id)).collect();
+    let acme = Cache::in_memory().tenant("acme").unwrap();
+    let values = acme.try_get_or_fetch_many(&keys, async |missing| Ok::<_, ()>(rows(missing))).await.unwrap();
+    assert!(values.iter().all(Option::is_some));
+
+    let (server, keys) = (Server::start(), &keys[..5_000]);
+    let cache = Cache::builder().url(&server.url()).op_timeout(Duration::from_secs(2)).near_bytes(0).connect().await;
+    let acme = cache.unwrap().tenant("acme").unwrap();
+    let values = acme.try_get_or_fetch_many(keys, async |missing| Ok::<_, ()>(rows(missing))).await.unwrap();
+    assert!(values.iter().all(Option::is_some));
+    assert!(acme.get_many(keys).await.unwrap().iter().all(Option::is_some), "all of it is stored");
+}
+
+/// A runtime that shuts down during a fetch which goes on elsewhere leaves the call its value.
+#[test]
+fn a_runtime_that_is_shut_down_during_a_fetch_hangs_no_call() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    let acme = Cache::builder().lease(Duration::from_millis(500)).build().unwrap().tenant("acme").unwrap();
+    let (answer, answered) = std::sync::mpsc::channel();
+    let (begin, begun) = std::sync::mpsc::channel();
+    let (go, gone) = tokio::sync::oneshot::channel::<()>();
+    let calling = std::thread::spawn(move || {
+        let value = handle.block_on(async {
+            let fetch = || async {
+                begin.send(()).unwrap();
+                gone.await.unwrap();
+                Ok::<_, ()>("row".to_owned())
+            };
+            acme.try_get_or_fetch(&ROWS.key("x"), fetch).await.unwrap()
+        });
+        answer.send(value).unwrap();
+    });
+    begun.recv().unwrap();
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    // The fetch is pending, and whatever ticks beside it has lost its timer.
+    assert!(answered.recv_timeout(Duration::from_millis(100)).is_err());
+    go.send(()).unwrap();
+    assert_eq!(*answered.recv_timeout(Duration::from_secs(10)).unwrap(), "row");
+    calling.join().unwrap();
 }

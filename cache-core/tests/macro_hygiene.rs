@@ -35,6 +35,9 @@ pub mod api {
     }
 
     /// With an error that is not `Clone`.
+    ///
+    /// # Errors
+    /// Always.
     #[cached(ttl = 1, share_error = copied)]
     pub async fn fails(shape: u8) -> Result<u8, std::io::Error> {
         Err(std::io::Error::other(format!("{shape}")))

@@ -181,8 +181,9 @@ mod pending {
 
     #[test]
     fn pending_invalidations_are_safe_at_home_and_reach_redis() {
-        exhaust("journal, two writes", Journal { writes: 2, failover: false, without: None });
-        exhaust("journal, one write and a failover", Journal { writes: 1, failover: true, without: None });
+        exhaust("journal, two writes", Journal { writes: 2, failover: false, set: false, without: None });
+        exhaust("journal, one write and a failover", Journal { writes: 1, failover: true, set: false, without: None });
+        exhaust("journal, one `set` and a failover", Journal { writes: 1, failover: true, set: true, without: None });
     }
 
     #[test]
@@ -199,8 +200,14 @@ mod pending {
             (Clause::DoomedFlightsAreLeft, 1, false),
             (Clause::ReplayAfterReconnect, 1, true),
             (Clause::DoubtRenumbers, 1, true),
+            (Clause::EveryHandshake, 1, true),
+            (Clause::AgesWithTheServer, 1, true),
+            (Clause::Widened, 1, true),
         ] {
-            is_needed(&format!("{clause:?}"), Journal { writes, failover, without: Some(clause) });
+            is_needed(&format!("{clause:?}"), Journal { writes, failover, set: false, without: Some(clause) });
+        }
+        for clause in [Clause::SetIsRecorded, Clause::SetBeforeDoubtIsPending] {
+            is_needed(&format!("{clause:?}"), Journal { writes: 1, failover: true, set: true, without: Some(clause) });
         }
     }
 }

@@ -42,7 +42,7 @@ async fn errors_are_shared_by_a_function_whatever_the_shape() {
     async fn shared(cache: &Cache, runs: &AtomicU32) -> Result<Arc<u32>, io::Error> {
         failing(runs).await
     }
-    #[cached(ttl = 60, cache = cache, skip(cache, runs), share_error = |error| copied(error))]
+    #[cached(ttl = 60, cache = cache, skip(cache, runs), share_error = |error| io::Error::other(error.to_string()))]
     async fn optional(cache: &Cache, runs: &AtomicU32) -> Alias<u32> {
         failing(runs).await
     }

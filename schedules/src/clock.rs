@@ -39,7 +39,7 @@ impl Clock {
     }
 }
 
-pub(crate) fn sleep(duration: Duration) -> impl Future<Output = ()> {
+pub(crate) fn sleep(duration: Duration) -> impl Future<Output = bool> {
     TIME.with_borrow_mut(|time| {
         time.next += 1;
         Sleep { number: time.next, until: time.now + duration }
@@ -52,13 +52,13 @@ struct Sleep {
 }
 
 impl Future for Sleep {
-    type Output = ();
+    type Output = bool;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<bool> {
         TIME.with_borrow_mut(|time| {
             time.waits.retain(|wait| wait.0 != self.number);
             if time.now >= self.until {
-                return Poll::Ready(());
+                return Poll::Ready(true);
             }
             time.waits.push((self.number, self.until, context.waker().clone()));
             if let Some(keeper) = time.keeper.take() {

@@ -24,7 +24,7 @@ impl Cap {
         tokio::select! {
             biased;
             permit = self.0.acquire() => permit.ok(),
-            () = sleep(patience) => None,
+            _ = sleep(patience) => None,
         }
     }
 }

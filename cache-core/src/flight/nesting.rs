@@ -1,6 +1,9 @@
 //! Which fetches the running code is inside of, so that none ever waits for itself.
 
-use std::future::Future;
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+};
 
 use crate::{
     sync::Arc,
@@ -11,14 +14,13 @@ tokio::task_local! {
     static FETCHING: Arc<Frame>;
 }
 
-/// One fetch under way, and the one around it.
+/// One fetch under way, of one entry or of a batch, and the one around it.
 #[derive(Debug)]
 struct Frame {
     around: Option<Arc<Self>>,
     cache: u64,
-    key: Box<str>,
-    binding: Binding,
-    token: Id,
+    entries: HashMap<Box<str>, Binding>,
+    tokens: HashSet<Id>,
 }
 
 fn frames() -> impl Iterator<Item = Arc<Frame>> {
@@ -28,7 +30,7 @@ fn frames() -> impl Iterator<Item = Arc<Frame>> {
 
 /// Whether the running code is part of the fetch of this very entry.
 pub(crate) fn is_fetching(cache: u64, key: &str, binding: Binding) -> bool {
-    frames().any(|frame| frame.cache == cache && frame.binding == binding && *frame.key == *key)
+    frames().any(|frame| frame.cache == cache && frame.entries.get(key).is_some_and(|own| *own == binding))
 }
 
 /// Whether the running code is part of any fetch.
@@ -38,7 +40,7 @@ pub(crate) fn is_nested() -> bool {
 
 /// Whether the lease of this token belongs to a fetch around the running code, perhaps through another cache.
 pub(crate) fn holds(token: &Id) -> bool {
-    frames().any(|frame| frame.token == *token)
+    frames().any(|frame| frame.tokens.contains(token))
 }
 
 /// Runs `fetch` as the fetch of these entries: key, binding and the token of their lease.
@@ -48,13 +50,10 @@ pub(crate) fn within<'k, F: Future>(
     fetch: F,
 ) -> impl Future<Output = F::Output> {
     let around = FETCHING.try_with(Arc::clone).ok();
-    let frame = entries.into_iter().fold(around, |around, (key, binding, token)| {
-        Some(Arc::new(Frame { around, cache, key: key.into(), binding, token }))
-    });
-    async move {
-        match frame {
-            Some(frame) => FETCHING.scope(frame, fetch).await,
-            None => fetch.await,
-        }
+    let (mut own, mut tokens) = (HashMap::new(), HashSet::new());
+    for (key, binding, token) in entries {
+        own.insert(key.into(), binding);
+        tokens.insert(token);
     }
+    FETCHING.scope(Arc::new(Frame { around, cache, entries: own, tokens }), fetch)
 }

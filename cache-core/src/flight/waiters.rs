@@ -34,16 +34,17 @@ impl Waiters {
 
     /// Wakes all that wait for the lease of `key`.
     pub(crate) fn wake(&self, key: &str) {
-        if let Some(waiting) = self.0.lock().get(key) {
-            waiting.notify.notify_waiters();
+        let notify = self.0.lock().get(key).map(|waiting| waiting.notify.clone());
+        // Under no lock: a waker may drop a call that waits.
+        if let Some(notify) = notify {
+            notify.notify_waiters();
         }
     }
 
     /// Wakes all that wait for any lease.
     pub(crate) fn wake_all(&self) {
-        for waiting in self.0.lock().values() {
-            waiting.notify.notify_waiters();
-        }
+        let waiting: Vec<_> = self.0.lock().values().map(|waiting| waiting.notify.clone()).collect();
+        waiting.into_iter().for_each(|notify| notify.notify_waiters());
     }
 }
 

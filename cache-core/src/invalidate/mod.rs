@@ -30,13 +30,17 @@ const LONGEST_HOLD: Duration = Duration::from_secs(600);
 pub enum Invalidated {
     /// Done: no call that begins now gets an older value from Redis, and near tiers follow within three seconds.
     Applied,
-    /// Redis could not be told. This process serves the old value no more. Until Redis has heard of the invalidation, Redis and other processes may serve it.
-    /// [`Cache::health`](crate::Cache::health) says why. Where the Redis user may not publish, the value is removed from
+    /// Redis could not be told. This process serves the old value no more. Until Redis has heard of the invalidation, Redis
+    /// and other processes may serve it. [`Cache::health`](crate::Cache::health) says why. Where the Redis user may not publish, the value is removed from
     /// Redis, but nobody can be told: other processes keep near copies.
     ///
-    /// Three things are never sent, only reported in the log: an invalidation by an annotated function where the environment is
-    /// wrong, so that no Redis is known; one by a cache that is closed; and one whose key cannot be built although there may be
-    /// an entry, as its tenant cannot be used or the user's own `Serialize` or `Display` failed.
+    /// Some invalidations are never sent, only reported in the log:
+    ///
+    /// - one by an annotated function where the environment is wrong, so that no Redis is known,
+    /// - one by a cache that is closed,
+    /// - one whose key cannot be built although there may be an entry: its tenant cannot be used, or the user's own
+    ///   `Serialize` or `Display` failed,
+    /// - one by a pattern that is too long.
     ///
     /// Any other is sent again until Redis has heard it, also after the last clone of the cache is dropped, as long
     /// as a tokio runtime is driven on which it was called, or on which the cache is used later. It is lost when that

@@ -1,8 +1,12 @@
 //! Sending what the journal holds, and sending it again until Redis has heard it.
 //!
-//! One task does so for all. It keeps the cache's state alive for as long as anything is pending, whoever drops the last
-//! clone, and ends when Redis has heard everything, when the cache is closed, or with its runtime; then the next call on
-//! any runtime begins another one.
+//! One task does so for all. While the journal holds acknowledged invalidations it also looks whether the server is there:
+//! a process may stand idle when the server comes back without them, and would learn of it with its next command only. The
+//! new connection tells that it is another run of the server, and what was acknowledged is pending again.
+//!
+//! The task keeps the cache's state alive for as long as anything is pending, whoever drops the last clone. It ends when
+//! Redis has heard everything and the journal is empty, when the cache is closed, or with its runtime; then the next call
+//! on any runtime begins another one.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -13,7 +17,7 @@ use rand::RngExt as _;
 
 use super::bump;
 use crate::{
-    clock::sleep,
+    clock::{Instant, sleep},
     error::Error,
     key::{FullKey, keyspace_generation, scope_generation},
     pending::{coverage::Coverage, journal::Record},
@@ -23,9 +27,10 @@ use crate::{
     task::Term,
 };
 
-/// Pauses between attempts to send what Redis has not heard, jittered, growing from one to the other.
+/// Pauses between attempts to send what Redis has not heard, jittered, growing from one to the other. The longest is also
+/// the pause between two looks at the server: at most half a second with what the look takes.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// Keys of one round trip: what a slow server does within a short `op_timeout`.
 const CHUNK: usize = 128;
 
@@ -48,14 +53,20 @@ pub(crate) fn when_late(state: &Arc<State>, key: &FullKey) {
     }
 }
 
-/// Sees to it that a task sends what the journal holds. Costs one load where there is nothing.
+/// Notes that Redis has executed what invalidates and was not written down before it was sent, at `sent_at`.
+pub(crate) fn executed(state: &Arc<State>, coverage: Coverage, sent_at: Instant) {
+    state.journal.record_acknowledged(coverage, sent_at);
+    ensure(state);
+}
+
+/// Sees to it that a task minds the journal. Costs two loads where it is empty.
 pub(crate) fn ensure(state: &Arc<State>) {
-    if state.journal.has_pending() && !state.is_closed() {
+    if (state.journal.has_pending() || state.journal.has_acknowledged()) && !state.is_closed() {
         state.resending.ensure(|term| resend(state.clone(), term));
     }
 }
 
-/// What follows a reconnect: the server may have lost what it acknowledged lately.
+/// What follows when the server may have lost what it acknowledged lately.
 pub(crate) fn reconnected(state: &Arc<State>, why: Reconnect) {
     if why == Reconnect::Moved {
         // Others have been heard of, and have spoken, at the new primary for a while.
@@ -74,33 +85,45 @@ pub(super) async fn send(state: &Arc<State>, records: &[Record], hold: Duration)
     sent.inspect_err(|error| state.sink.report("invalidate", error)).is_ok()
 }
 
-/// Sends again what the journal holds until Redis has heard all of it.
+/// Sends again what the journal holds until Redis has heard all of it, and looks at the server until it has forgotten.
 async fn resend(state: Arc<State>, term: Arc<Term>) {
     let mut pause = FIRST_PAUSE;
     loop {
         let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
         sleep(jittered).await;
         let Some(remote) = state.remote.as_ref().filter(|_| !state.is_closed()) else { return };
-        if Arc::strong_count(&state) == 1 {
+        let is_dropped = Arc::strong_count(&state) == 1;
+        if is_dropped {
             // Nobody has the cache any more. Dropping a value runs the user's code, which may panic.
             let _ = catch_unwind(AssertUnwindSafe(|| state.near.clear()));
         }
-        let pending = state.journal.pending();
-        if pending.is_empty() {
+        let is_done = || !state.journal.has_pending() && (is_dropped || !state.journal.has_acknowledged());
+        if is_done() {
             term.end();
             // Recorded while this task was ending: whoever did so took it for running.
-            ensure(&state);
+            if !is_done() {
+                ensure(&state);
+            }
             return;
         }
-        // A fence that was not put up in time is of no use any more.
-        match send_once(&state, remote, &pending, Duration::ZERO).await {
-            Ok(()) => pause = FIRST_PAUSE,
+        match mind(&state, remote).await {
+            Ok(()) => pause = if state.journal.has_pending() { FIRST_PAUSE } else { LONGEST_PAUSE },
             Err(error) => {
                 state.sink.report("resend", &error);
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
     }
+}
+
+/// Looks whether the server is there, and sends what is pending.
+async fn mind(state: &Arc<State>, remote: &Arc<Remote>) -> Result<(), Error> {
+    let asked_at = state.clock.now();
+    // On a new connection to another run of the server, this puts in doubt what is acknowledged.
+    remote.check().await?;
+    state.journal.alive(asked_at);
+    // A fence that was not put up in time is of no use any more.
+    send_once(state, remote, &state.journal.pending(), Duration::ZERO).await
 }
 
 /// Keys go in one round trip, everything else in its own.

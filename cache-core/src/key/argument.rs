@@ -44,7 +44,8 @@ pub trait KeyArgument {
     /// Appends the canonical form of `self` to the identifier.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) for a value with no canonical form: a NaN, one that nests deeper than 128 levels.
+    /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) for a value with no canonical form: a NaN, one that nests
+    /// deeper than 128 levels, one whose `Serialize` fails.
     fn write_key(&self, writer: &mut KeyWriter) -> Result<(), Error>;
 }
 

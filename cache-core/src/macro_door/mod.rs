@@ -12,7 +12,7 @@ pub use std::string::String;
 pub use self::{
     argument::Arg,
     call::Call,
-    shape::{Probe, Put, Shape, share_by},
+    shape::{Probe, Put, Shape},
     site::{Place, Site},
 };
 pub use crate::{
@@ -30,6 +30,6 @@ pub mod shapes {
 pub mod autoref {
     pub use super::{
         argument::{ByArgument, BySerialize, NoKey},
-        shape::{Pick1, Pick2, Pick3, Pick4, Pick5, ShareCloned, ShareNot},
+        shape::{Pick1, Pick2, Pick3, Pick4, Pick5, ShareBy, ShareByNot, ShareCloned, ShareNot},
     };
 }

@@ -135,13 +135,13 @@ macro_rules! picks {
 }
 picks! { Pick1 Pick2 Pick3 Pick4 Pick5 }
 
-/// The error type of a shape, whatever it is the shape of.
+/// The error type of a shape; of one that never fails, `Infallible`.
 #[doc(hidden)]
 pub trait Fails {
     type Error;
 }
 
-/// The error type of a shape of a `Result`.
+/// A shape of a `Result`, and its error.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
     message = "`share_error` is for errors, and this function returns no `Result`",
@@ -154,7 +154,7 @@ pub trait CanFail {
 /// A shape whose errors are shared with the calls that waited.
 pub struct Sharing<S, E> {
     shape: S,
-    copy: fn(&E) -> E,
+    share: Share<E>,
 }
 
 impl<S: Copy, E> Clone for Sharing<S, E> {
@@ -171,16 +171,7 @@ impl<S, E> std::fmt::Debug for Sharing<S, E> {
     }
 }
 
-/// The shape whose errors are shared by a function of the user.
-#[inline]
-pub fn share_by<S: CanFail>(shape: S, copy: fn(&S::Error) -> S::Error) -> Sharing<S, S::Error>
-where
-    S::Error: Send + Sync + 'static,
-{
-    Sharing { shape, copy }
-}
-
-impl<R, E: Send + Sync + 'static, S: Shape<R, Error = E>> Shape<R> for Sharing<S, E> {
+impl<R, E, S: Shape<R, Error = E>> Shape<R> for Sharing<S, E> {
     type Value = S::Value;
     type Error = E;
 
@@ -197,7 +188,7 @@ impl<R, E: Send + Sync + 'static, S: Shape<R, Error = E>> Shape<R> for Sharing<S
     }
 
     fn sharing(self) -> Option<Share<E>> {
-        Some(Share::by(self.copy))
+        Some(self.share)
     }
 }
 
@@ -215,7 +206,7 @@ where
     type Shared = Sharing<S, S::Error>;
 
     fn share(&self) -> Sharing<S, S::Error> {
-        Sharing { shape: **self, copy: Clone::clone }
+        Sharing { shape: **self, share: Share::by(Clone::clone) }
     }
 }
 
@@ -233,6 +224,39 @@ impl<S: Fails + Copy> ShareNot for S {
         *self
     }
 }
+
+/// Picked where there are errors, which a function of the user copies.
+#[doc(hidden)]
+pub trait ShareBy {
+    type Error;
+    type Shared;
+    fn share_by(&self, copy: fn(&Self::Error) -> Self::Error) -> Self::Shared;
+}
+
+impl<S: CanFail + Copy> ShareBy for &S
+where
+    S::Error: Send + Sync + 'static,
+{
+    type Error = S::Error;
+    type Shared = Sharing<S, S::Error>;
+
+    fn share_by(&self, copy: fn(&S::Error) -> S::Error) -> Sharing<S, S::Error> {
+        Sharing { shape: **self, share: Share::by(copy) }
+    }
+}
+
+/// Picked otherwise, to be refused with one message.
+#[doc(hidden)]
+pub trait ShareByNot: Copy {
+    fn share_by<F>(&self, _copy: F) -> Self
+    where
+        Self: CanFail<Error: Send + Sync + 'static>,
+    {
+        *self
+    }
+}
+
+impl<S: Fails + Copy> ShareByNot for S {}
 
 fn owned<T: Clone>(value: Arc<T>) -> T {
     Arc::unwrap_or_clone(value)

@@ -64,11 +64,13 @@ where
     look::look_or_go_on(&mut calls).await;
     lead_together(&mut calls, |missing| {
         let missing: Vec<&Key<T>> = missing.iter().map(|place| &keys[distinct[*place]]).collect();
-        // Keys that differ in their tags alone are one row.
-        let mut asked = HashSet::with_capacity(missing.len());
-        let fetched = fetch(missing.iter().filter(|key| asked.insert(**key)).map(|key| (*key).clone()).collect());
+        let fetch = &fetch;
+        // Called when it is polled, under its permit: a closure may do work before it returns its future.
         async move {
-            let fetched = collect(fetched.await?);
+            // Keys that differ in their tags alone are one row.
+            let mut asked = HashSet::with_capacity(missing.len());
+            let once = missing.iter().filter(|key| asked.insert(**key)).map(|key| (*key).clone()).collect();
+            let fetched = collect(fetch(once).await?);
             Ok(missing.into_iter().map(|key| fetched.get(key).cloned()).collect())
         }
     })

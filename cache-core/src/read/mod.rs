@@ -165,6 +165,7 @@ async fn follow<'a, T: CacheValue>(call: &Call<'a, T>, mut follower: Follower<'a
             Patience::Leader(leader) => return Some(Awaited::Leader(leader)),
             Patience::Left(turn) => turn.min(left),
             Patience::Over => return None,
+            Patience::GoAround => return Some(Awaited::GoAround),
         };
         if turn.is_zero() {
             return None;
@@ -172,7 +173,7 @@ async fn follow<'a, T: CacheValue>(call: &Call<'a, T>, mut follower: Follower<'a
         tokio::select! {
             biased;
             awaited = follower.wait(call.target.watch(), || clock.now()) => return Some(awaited),
-            () = sleep(turn) => {}
+            _ = sleep(turn) => {}
         }
         left = left.saturating_sub(turn);
     }

@@ -108,7 +108,7 @@ impl Remote {
         &self.wire
     }
 
-    /// Sets what is done when connections are made anew. Once.
+    /// Sets what is done when the server may have lost what it acknowledged. Once.
     pub(crate) fn on_reconnect(&self, hook: impl Fn(Reconnect) + Send + Sync + 'static) {
         self.wire.on_reconnect(hook);
     }
@@ -351,6 +351,11 @@ impl Remote {
     /// Whether the server answers within `timeout` and takes writes, whatever the breaker says.
     pub(crate) async fn ping(&self, timeout: Duration) -> Result<(), Error> {
         self.wire.ping(timeout).await
+    }
+
+    /// Whether the server is there, also past an open breaker, which is closed then.
+    pub(crate) async fn check(&self) -> Result<(), Error> {
+        self.wire.check().await
     }
 
     /// Whether the server refuses to run scripts, so that every step is a transaction.

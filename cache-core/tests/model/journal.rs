@@ -35,8 +35,18 @@ pub(crate) enum Clause {
     RecordNumbers,
     /// A flight whose watch was bumped is not joined.
     DoomedFlightsAreLeft,
-    /// Acknowledged invalidations are sent again after a reconnect.
+    /// Acknowledged invalidations are sent again to another run of the server.
     ReplayAfterReconnect,
+    /// Every new connection is asked for its run, also one that the pool makes by itself.
+    EveryHandshake,
+    /// What is acknowledged is forgotten after a time in which its server is known to be alive, not by the clock alone.
+    AgesWithTheServer,
+    /// Acknowledged ones that are too many are widened, not dropped.
+    Widened,
+    /// A `set` is recorded when it is acknowledged.
+    SetIsRecorded,
+    /// A `set` that was sent before a doubt is pending when its reply comes.
+    SetBeforeDoubtIsPending,
     /// What is doubted after a reconnect gets another number, so that a reply of before does not count. **Not so in
     /// 00b7ca7**: `Journal::doubt` keeps the numbers.
     DoubtRenumbers,
@@ -48,6 +58,8 @@ pub(crate) struct Journal {
     pub(crate) writes: u8,
     /// Whether the server may lose what it has acknowledged, by a failover to a replica that had not heard it.
     pub(crate) failover: bool,
+    /// Whether the write is a `set`, not an invalidation.
+    pub(crate) set: bool,
     pub(crate) without: Option<Clause>,
 }
 
@@ -91,6 +103,8 @@ enum Failover {
     None,
     /// It happened; this process has not reconnected.
     Unnoticed,
+    /// It happened, and a connection to the new run is used by who takes it for the old one.
+    Overlooked,
     Noticed,
 }
 
@@ -183,8 +197,14 @@ pub(crate) enum Action {
     /// The reply; the value is kept near and the flight ends.
     Finish(u8),
     Failover,
-    /// `invalidate::reconnected`.
+    /// A new connection to another run, and `resend::reconnected`.
     Reconnect,
+    /// The pool replaces one connection by itself.
+    Replace,
+    /// More than ten seconds pass.
+    Time,
+    /// More is acknowledged than the journal keeps one by one.
+    Overflow,
 }
 
 impl Journal {
@@ -218,10 +238,10 @@ impl Journal {
         let in_order = self.has(Clause::WrittenBeforeBump);
         state.writes[at] = match (action, state.writes[at]) {
             (Action::Call(_), Write::NotCalled) if at == 0 || state.writes[0] != Write::NotCalled => {
-                if in_order {
-                    self.record(state, number);
-                } else {
+                if !in_order {
                     self.first_bump(state);
+                } else if !self.set {
+                    self.record(state, number);
                 }
                 Write::Called
             }
@@ -233,15 +253,28 @@ impl Journal {
                 }
                 Write::Sent
             }
-            (Action::Execute(_), Write::Sent) => {
-                state.invalidate();
+            // What was sent to the old run is executed by no other.
+            (Action::Execute(_), Write::Sent) if !self.set || state.failover == Failover::None => {
+                if self.set {
+                    state.set(number);
+                } else {
+                    state.invalidate();
+                }
                 Write::Executed
+            }
+            (Action::Applied(_), Write::Executed) if self.set => {
+                self.set_acknowledged(state, number);
+                Write::Returned
             }
             (Action::Applied(_), Write::Executed) => {
                 self.acknowledge(state, number);
                 Write::Returned
             }
             (Action::Pending(_), Write::Sent | Write::Executed) => {
+                if self.set {
+                    self.record(state, number);
+                    state.bump();
+                }
                 state.failures = state.failures.checked_sub(1)?;
                 Write::Returned
             }
@@ -271,6 +304,31 @@ impl Journal {
         {
             state.entry = Entry::Acknowledged(pending);
         }
+    }
+
+    /// `resend::executed`.
+    fn set_acknowledged(&self, state: &mut State, number: u8) {
+        state.bump();
+        if !self.has(Clause::SetIsRecorded) {
+            return;
+        }
+        let is_doubted = state.failover == Failover::Noticed;
+        state.entry = if is_doubted && self.has(Clause::SetBeforeDoubtIsPending) {
+            Entry::Pending(number + DOUBTED)
+        } else {
+            Entry::Acknowledged(number)
+        };
+    }
+
+    /// `Journal::doubt`.
+    fn notice(&self, state: &mut State) {
+        state.failover = Failover::Noticed;
+        let renumbered = |number| if self.has(Clause::DoubtRenumbers) { number + DOUBTED } else { number };
+        state.entry = match state.entry {
+            Entry::Acknowledged(number) if self.has(Clause::ReplayAfterReconnect) => Entry::Pending(renumbered(number)),
+            Entry::Pending(number) => Entry::Pending(renumbered(number)),
+            other => other,
+        };
     }
 
     fn replay(&self, state: &mut State, action: Action) -> Option<()> {
@@ -418,6 +476,13 @@ impl State {
         (0..2).zip(1..).filter(|&(at, _)| self.writes[at] >= reached).map(|(_, number)| number).max().unwrap_or(0)
     }
 
+    /// Drops what is acknowledged.
+    fn forget(&mut self) {
+        if let Entry::Acknowledged(_) = self.entry {
+            self.entry = Entry::None;
+        }
+    }
+
     fn pending(&self) -> bool {
         matches!(self.entry, Entry::Pending(_))
     }
@@ -426,6 +491,12 @@ impl State {
     fn invalidate(&mut self) {
         self.removed = self.value.take().or(self.removed);
         self.lease = None;
+    }
+
+    /// `set.lua`.
+    fn set(&mut self, version: u8) {
+        self.invalidate();
+        self.value = Some(version);
     }
 
     fn bump(&mut self) {
@@ -522,7 +593,7 @@ impl Model for Journal {
             ]);
         }
         if self.failover {
-            actions.extend([Action::Failover, Action::Reconnect]);
+            actions.extend([Action::Failover, Action::Reconnect, Action::Replace, Action::Time, Action::Overflow]);
         }
     }
 
@@ -551,15 +622,33 @@ impl Model for Journal {
                 if last.failover != Failover::Unnoticed {
                     return None;
                 }
-                state.failover = Failover::Noticed;
-                let renumbered = |number| if self.has(Clause::DoubtRenumbers) { number + DOUBTED } else { number };
-                state.entry = match last.entry {
-                    Entry::Acknowledged(number) if self.has(Clause::ReplayAfterReconnect) => {
-                        Entry::Pending(renumbered(number))
-                    }
-                    Entry::Pending(number) => Entry::Pending(renumbered(number)),
-                    other => other,
-                };
+                self.notice(&mut state);
+            }
+            Action::Replace => {
+                if last.failover != Failover::Unnoticed {
+                    return None;
+                }
+                if self.has(Clause::EveryHandshake) {
+                    self.notice(&mut state);
+                } else {
+                    state.failover = Failover::Overlooked;
+                }
+            }
+            Action::Time => match last.failover {
+                // The server lives on, and snapshots from before are older than what is promised.
+                Failover::None => {
+                    let Entry::Acknowledged(_) = last.entry else { return None };
+                    (state.entry, state.removed) = (Entry::None, None);
+                }
+                // The outage lasts.
+                Failover::Unnoticed if !self.has(Clause::AgesWithTheServer) => state.forget(),
+                _ => return None,
+            },
+            Action::Overflow => {
+                if self.has(Clause::Widened) {
+                    return None;
+                }
+                state.forget();
             }
         }
         // Makes states equal between which nothing can tell.

@@ -53,7 +53,13 @@ impl Expansion<'_> {
         let generics = &plan.output_generics;
         let clause = &generics.where_clause;
         let shared = match &self.model.share_error {
-            Some(copy) => quote_spanned!(output.span().resolved_at(Span::mixed_site())=> #door::share_by(shape, #copy)),
+            // Imported without a name, which could shadow one in the user's path.
+            Some(copy) => quote_spanned! {output.span().resolved_at(Span::mixed_site())=>
+                {
+                    use #door::autoref::{ShareBy as _, ShareByNot as _};
+                    (&&shape).share_by(#copy)
+                }
+            },
             None => quote_spanned! {output.span().resolved_at(Span::mixed_site())=>
                 {
                     use #door::autoref::*;

@@ -83,7 +83,7 @@ impl World {
         let row = self.row.get();
         pauses(choose(4)).await;
         match choose(8) {
-            0 => return leader.fail(Clock.now()),
+            0 => return leader.hand_over(),
             1 => return leader.finish(Ending::Failed(Arc::new("shared")), None),
             2 => return,
             _ => {}

@@ -137,7 +137,7 @@ async fn wait_for_release<T>(
         tokio::select! {
             biased;
             () = released.as_mut() => return,
-            () = sleep(slice) => {}
+            _ = sleep(slice) => {}
         }
         left = left.saturating_sub(slice);
         if left.is_zero() || !is_linked() {

@@ -46,6 +46,40 @@ struct Ready<'c, 'a, T> {
     asked: Asked,
 }
 
+/// Most keys of a batch whose leases are asked for, or whose values are stored, at a time: what a slow server does within a
+/// short `op_timeout`.
+const CHUNK: usize = 128;
+
+/// The time for commands of a batch. Chunks that Redis answers in time take none of it from the next one; once a chunk has
+/// used it up, the others go on without Redis.
+struct Time {
+    op_timeout: Duration,
+    least: Budget,
+}
+
+impl Time {
+    fn new(op_timeout: Duration) -> Self {
+        Self { op_timeout, least: Budget::new(op_timeout) }
+    }
+
+    /// Gives a call of the next chunk what is left for it.
+    fn give<T>(&self, call: &mut Call<'_, T>) {
+        call.budget = if self.is_over() { self.least } else { call.budget };
+    }
+
+    fn spend(&mut self, left: Budget) {
+        self.least = self.least.min(left);
+    }
+
+    fn is_over(&self) -> bool {
+        self.least.left().is_zero()
+    }
+
+    fn left(&self) -> Budget {
+        if self.is_over() { self.least } else { Budget::new(self.op_timeout) }
+    }
+}
+
 /// What is to become of the fetched value.
 enum Storage {
     /// FILL under this lease.
@@ -103,12 +137,21 @@ pub(crate) async fn lead<'a, T: CacheValue, E, F: Future<Output = Result<Vec<Cac
     let (leaders, led): (Vec<Leader<'a>>, Vec<_>) = led.into_iter().map(|led| (led.leader, (led.at, led.call))).unzip();
     let Some(state) = led.first().map(|(_, call)| call.state) else { return Ok(Budget::new(Duration::ZERO)) };
     let steps = async {
-        let taking = led.into_iter().zip(&leaders).map(|((at, call), leader)| take(at, call, leader, patience));
-        let (mut ready, mut left) = (Vec::new(), Budget::new(state.options.op_timeout));
-        for (taken, budget) in all(taking).await {
-            left = left.min(budget);
-            ready.extend(taken);
+        let mut time = Time::new(state.options.op_timeout);
+        let mut ready = Vec::with_capacity(led.len());
+        let mut led = led.into_iter().zip(&leaders);
+        while led.len() > 0 {
+            let taking = led.by_ref().take(CHUNK).map(|((at, call), leader)| {
+                time.give(call);
+                take(at, call, leader, patience)
+            });
+            let taking: Vec<_> = taking.collect();
+            for (taken, left) in all(taking.into_iter()).await {
+                time.spend(left);
+                ready.extend(taken);
+            }
         }
+        let left = time.left();
         if ready.is_empty() {
             return Ok(left);
         }
@@ -122,24 +165,31 @@ pub(crate) async fn lead<'a, T: CacheValue, E, F: Future<Output = Result<Vec<Cac
                 for ready in &ready {
                     match share.and_then(|share| share.erase(&error)) {
                         Some(error) => ready.leader.finish(Ending::Failed(error), None),
-                        None => ready.leader.fail(state.clock.now()),
+                        None => ready.leader.hand_over(),
                     }
                 }
                 return Err(error);
             }
         };
-        let storing = ready.into_iter().zip(values).map(|(ready, value)| ready.store(value));
-        for budget in all(storing).await {
-            left = left.min(budget);
+        let mut storing = ready.into_iter().zip(values);
+        while storing.len() > 0 {
+            let stores = storing.by_ref().take(CHUNK).map(|(ready, value)| {
+                time.give(ready.call);
+                ready.store(value)
+            });
+            let stores: Vec<_> = stores.collect();
+            for left in all(stores.into_iter()).await {
+                time.spend(left);
+            }
         }
-        Ok(left)
+        Ok(time.left())
     };
     // Whoever waits looks whether its leader is still polled, at any of these steps.
     let mut alive = pin!(async {
-        loop {
-            sleep(state.options.lease / BEATS).await;
+        while sleep(state.options.lease / BEATS).await {
             leaders.iter().for_each(|leader| leader.polled(state.clock.now()));
         }
+        std::future::pending::<()>().await;
     });
     beside(pin!(steps), alive.as_mut()).await
 }

@@ -11,6 +11,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     account::Account,
     failure::{self, Said},
+    run::Runs,
     server_clock::{ServerClock, server_ms},
     topology::{self, Named, Topology},
 };
@@ -82,6 +83,7 @@ pub(super) struct Manager {
     probe: Cmd,
     greeting: Arc<dyn Greeting>,
     server_clock: Arc<ServerClock>,
+    pub(super) runs: Arc<Runs>,
     tenure: Arc<Tenure>,
 }
 
@@ -105,8 +107,8 @@ impl Manager {
             .set_connection_timeout(Some(connect_timeout))
             // One slow command must not fail others: each call keeps its own deadline.
             .set_response_timeout(None);
-        let (topology, tenure) = (Arc::new(topology), Arc::default());
-        Self { topology, config, connect_timeout, account, probe, greeting, server_clock, tenure }
+        let (topology, runs, tenure) = (Arc::new(topology), Arc::default(), Arc::default());
+        Self { topology, config, connect_timeout, account, probe, greeting, server_clock, runs, tenure }
     }
 
     /// The same for the connections of this epoch.
@@ -146,21 +148,26 @@ impl Manager {
         }
     }
 
-    /// Asks the server's time and whether it is a primary, and greets it, in one trip. Returns whether it is one.
+    /// Asks the server's time, whether it is a primary and which run it is, and greets it, in one trip. Returns whether it is one.
     async fn shake_hands(&self, connection: &mut MultiplexedConnection) -> Result<bool, RedisError> {
         let mut pipeline = Pipeline::new();
         pipeline.add_command(cmd("TIME"));
         pipeline.add_command(cmd("ROLE"));
         pipeline.add_command(self.probe.clone());
+        Runs::ask(&mut pipeline);
         self.greeting.say(&mut pipeline);
         let asked = std::time::Instant::now();
         let replies = connection.send_packed_commands(&pipeline, 0, pipeline.len()).await?;
-        let [time, role, write, greeted @ ..] = &replies[..] else { return Ok(true) };
+        let [time, role, write, server, replication, greeted @ ..] = &replies[..] else { return Ok(true) };
         if let Some(server_ms) = server_ms(time) {
             self.server_clock.learn(server_ms, asked.elapsed());
         }
         self.greeting.hear(greeted);
-        Ok(may_be_primary(role, write))
+        let is_primary = may_be_primary(role, write);
+        if is_primary {
+            self.runs.hear(server, replication);
+        }
+        Ok(is_primary)
     }
 }
 

@@ -7,6 +7,7 @@ mod breaker;
 mod pool;
 mod connect;
 mod topology;
+mod run;
 pub(crate) mod failure;
 mod account;
 mod server_clock;
@@ -18,7 +19,8 @@ use bb8_redis::redis::{Client, Cmd, Pipeline, Value, aio::PubSubStream, cmd};
 pub(crate) use self::{
     account::{Account, Right},
     connect::Greeting,
-    pool::{Connection, Reconnect},
+    pool::Connection,
+    run::Reconnect,
     send::{Budget, Tries, are_ints, is_int, unexpected},
     topology::{Sentinels, Topology},
 };
@@ -73,7 +75,7 @@ impl Wire {
         Self { pool, breaker, recovery, server_clock, connect_timeout, op_timeout, account, probe, greeting }
     }
 
-    /// Sets what is done when connections are made anew. Once.
+    /// Sets what is done when the server may have lost what it acknowledged. Once.
     pub(crate) fn on_reconnect(&self, hook: impl Fn(Reconnect) + Send + Sync + 'static) {
         self.pool.on_reconnect(hook);
     }

@@ -16,6 +16,7 @@ use bb8_redis::{
 
 use super::{
     connect::{Manager, Tenure},
+    run::{Reconnect, Runs},
     topology::Topology,
 };
 use crate::{
@@ -42,25 +43,6 @@ pub(crate) struct Pool {
     /// How long the next first connection may take: longer after each that was given up.
     patience: Mutex<Duration>,
     closed: AtomicBool,
-    on_reconnect: Arc<OnceLock<Hook>>,
-}
-
-/// Why connections are made anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reconnect {
-    /// One was lost.
-    Lost,
-    /// Another server is the primary now.
-    Moved,
-}
-
-/// Called before the first command on new connections.
-struct Hook(Box<dyn Fn(Reconnect) + Send + Sync>);
-
-impl std::fmt::Debug for Hook {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Hook")
-    }
 }
 
 /// A pool from its first connection until one of them fails or its runtime ends.
@@ -99,13 +81,12 @@ impl Pool {
             current: Mutex::new(None),
             patience: Mutex::new(FIRST_PATIENCE.min(options.connect_timeout)),
             closed: AtomicBool::new(false),
-            on_reconnect: Arc::default(),
         }
     }
 
-    /// Sets what is done when connections are made anew. Once.
+    /// Sets what is done when the server may have lost what it acknowledged. Once.
     pub(crate) fn on_reconnect(&self, hook: impl Fn(Reconnect) + Send + Sync + 'static) {
-        let _ = self.on_reconnect.set(Hook(Box::new(hook)));
+        self.manager.runs.on_reconnect(hook);
     }
 
     /// A connection that was not seen failing. Waits for one to be made; the caller sets the deadline.
@@ -187,6 +168,13 @@ impl Pool {
         }
     }
 
+    /// Replaces the pool of a connection that gave the replies of other commands: some of what was acknowledged lately may
+    /// have been such replies, too. What is still under way on it acknowledges nothing that is doubted after this.
+    pub(crate) fn found_out(&self, connection: &Connection) {
+        self.discard(connection);
+        self.manager.runs.tell(Reconnect::FoundOut);
+    }
+
     /// Drops all connections; the next call makes new ones. A first connection that is still being made is let be for
     /// a while: where making it takes longer than calls wait, it would else be given up again and again. False if so.
     pub(crate) fn reset(&self) -> bool {
@@ -240,17 +228,11 @@ impl Pool {
         };
         let tenure = Arc::new(Tenure::default());
         let pool = self.build(tenure.clone(), self.options.size, self.options.min_idle);
-        runtime.spawn(attend(Anchor(tenure.clone()), self.manager.topology.clone(), self.on_reconnect.clone()));
+        runtime.spawn(attend(Anchor(tenure.clone()), self.manager.topology.clone(), self.manager.runs.clone()));
         let number = self.epochs.fetch_add(1, Ordering::Relaxed);
         let begun = std::time::Instant::now();
         let epoch = Epoch { number, pool, begun, tenure, lanes: Arc::default(), in_use: None };
         *current = Some(epoch.clone());
-        drop(current);
-        if number > 0
-            && let Some(Hook(hook)) = self.on_reconnect.get()
-        {
-            hook(Reconnect::Lost);
-        }
         Ok(epoch)
     }
 
@@ -299,7 +281,7 @@ impl Drop for Anchor {
 
 /// Lives as long as the runtime and the epoch do: when it is dropped, nobody drives the connections any more.
 /// Meanwhile it looks whether the primary is another one now.
-async fn attend(anchor: Anchor, topology: Arc<Topology>, on_reconnect: Arc<OnceLock<Hook>>) {
+async fn attend(anchor: Anchor, topology: Arc<Topology>, runs: Arc<Runs>) {
     let period = topology.watch_period().unwrap_or(Duration::from_secs(60));
     let mut sentinel = None;
     while Arc::strong_count(&anchor.0) > 1 {
@@ -309,9 +291,7 @@ async fn attend(anchor: Anchor, topology: Arc<Topology>, on_reconnect: Arc<OnceL
         {
             anchor.0.end();
             // Nobody else may notice: in an idle process the next call may be far.
-            if let Some(Hook(hook)) = on_reconnect.get() {
-                hook(Reconnect::Moved);
-            }
+            runs.tell(Reconnect::Moved);
             return;
         }
     }

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 
-use super::{Wire, failure};
+use super::{
+    Wire, failure,
+    send::{Budget, Tries, is_int, open},
+};
 use crate::{
     clock::sleep,
+    error::Error,
     sync::{Arc, Weak},
     task::Term,
 };
@@ -21,6 +25,24 @@ impl Wire {
     pub(super) fn ensure_recovery(self: &Arc<Self>) {
         let wire = Arc::downgrade(self);
         self.recovery.ensure(|term| recover(wire, term));
+    }
+
+    /// Whether the server is there, also past an open breaker, which is closed then. Where it is not open its count of
+    /// failures stays: another connection may be dead while this one is not.
+    pub(crate) async fn check(self: &Arc<Self>) -> Result<(), Error> {
+        if self.breaker.is_open() {
+            self.look().await;
+            return if self.breaker.is_open() { Err(open()) } else { Ok(()) };
+        }
+        let probed = self.attempt(None, &self.probe, is_int, Tries::Two);
+        match Budget::new(self.op_timeout).limit(probed).await {
+            Err(error) if failure::opens_breaker(&error) => {
+                self.note_failure();
+                Err(error)
+            }
+            // An answer, be it an error.
+            _ => Ok(()),
+        }
     }
 
     /// Closes the breaker if the server takes writes: a replica answers reads, and would open and close it in turns.

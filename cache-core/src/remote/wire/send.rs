@@ -120,7 +120,8 @@ impl Wire {
 
     /// A connection for several commands that must not overtake each other.
     pub(crate) async fn connection(self: &Arc<Self>, budget: &mut Budget) -> Result<Connection, Error> {
-        self.admitted(budget, self.pool.connection()).await
+        // One that is there already is no answer.
+        self.tried(budget, self.pool.connection()).await
     }
 
     /// One command within the budget, unless the breaker is open.
@@ -163,6 +164,20 @@ impl Wire {
         budget: &mut Budget,
         attempt: impl Future<Output = Result<R, Error>>,
     ) -> Result<R, Error> {
+        let result = self.tried(budget, attempt).await;
+        // Any answer, be it an error, says that the server is there.
+        if !result.as_ref().is_err_and(failure::opens_breaker) {
+            self.breaker.succeeded();
+        }
+        result
+    }
+
+    /// Within the budget, unless the breaker is open. It hears of a failure.
+    async fn tried<R>(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        attempt: impl Future<Output = Result<R, Error>>,
+    ) -> Result<R, Error> {
         // Not tried, so no failure of the server's.
         budget.check()?;
         if self.breaker.is_open() {
@@ -171,15 +186,13 @@ impl Wire {
         }
         // Boxed: connecting is some kilobytes of state, which every caller's future would hold.
         let result = budget.limit(Box::pin(attempt)).await;
-        match &result {
-            Err(error) if failure::opens_breaker(error) => self.note_failure(),
-            // Any answer, be it an error, says that the server is there.
-            _ => self.breaker.succeeded(),
+        if result.as_ref().is_err_and(failure::opens_breaker) {
+            self.note_failure();
         }
         result
     }
 
-    fn note_failure(self: &Arc<Self>) {
+    pub(super) fn note_failure(self: &Arc<Self>) {
         if self.breaker.failed() {
             // A half-open connection never fails by itself: start anew when we try again.
             self.pool.reset();
@@ -228,7 +241,7 @@ impl Wire {
     /// Gives up a connection whose replies are those of other commands: one was doubled or lost on the way. The new
     /// one hears again of what was acknowledged lately, as some of that may have been other commands' replies, too.
     fn found_out(&self, connection: &Connection) -> Error {
-        self.pool.discard(connection);
+        self.pool.found_out(connection);
         unexpected()
     }
 
@@ -247,7 +260,7 @@ fn used_up() -> Error {
     Error::new(ErrorKind::Timeout, "Redis did not answer within op_timeout; see `Builder::op_timeout`")
 }
 
-fn open() -> Error {
+pub(super) fn open() -> Error {
     Error::new(ErrorKind::Unavailable, "Redis failed several times in a row and is not asked again for a moment")
 }
 

@@ -21,4 +21,13 @@ async fn load_more(id: u64) -> Result<u64, LoadError> {
     Ok(id)
 }
 
+fn another(error: &String) -> String {
+    error.clone()
+}
+
+#[cached(ttl = 300, share_error = another)]
+async fn load_most(id: u64) -> Result<u64, LoadError> {
+    Ok(id)
+}
+
 fn main() {}
