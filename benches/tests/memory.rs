@@ -12,7 +12,7 @@ use std::{
 use allocation_counter::AllocationInfo;
 use cache_core::{Cache, CacheValue, TtlProfile};
 use futures::FutureExt;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 
 const PROFILE: TtlProfile = TtlProfile::new("shape", Duration::from_secs(3600));
 /// What glibc takes beside what was asked for, on average: eight bytes and half of the sixteen it rounds up to.
@@ -212,6 +212,20 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
+/// Written with bare texts, as types are whose fields are private.
+#[derive(Clone, Debug, Deserialize)]
+struct Headers(HashMap<String, String>);
+
+impl Serialize for Headers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name.as_str(), value.as_str())?;
+        }
+        map.end()
+    }
+}
+
 fn json(id: u64) -> serde_json::Value {
     let items: Vec<_> = (0..10)
         .map(|i| serde_json::json!({ "id": id + i, "name": text(id, 12), "tags": ["a", "bcd"], "none": null, "deep": { "x": 1.5 } }))
@@ -397,6 +411,13 @@ fn structs_and_enums() {
     });
     check("(String, Vec<u8>, u64)", 500, |id| (text(id, 30), vec![1_u8; 200], id));
     check("Flat", 500, |id| Flat { id, name: text(id, 10), more: (0..20).map(|i| (text(i, 10), i)).collect() });
+    check("Headers x 20", 500, |id| Headers((0..20).map(|i| (text(i, 15), text(id, 40))).collect()));
+    check("Vec<Headers x 20> x 20", 20, |id| {
+        let headers = || Headers((0..20).map(|i| (text(i, 15), text(id, 40))).collect());
+        (0..20).map(|_| headers()).collect::<Vec<_>>()
+    });
+    let flat = |id, more: u64| Flat { id, name: text(id, 10), more: (0..more).map(|i| (text(i, 10), i)).collect() };
+    check("Vec<Flat> x 100", 50, |id| (0..100).map(|_| flat(id, 3)).collect::<Vec<_>>());
     check("With", 500, |id| With {
         id,
         millis: 86_400_000,

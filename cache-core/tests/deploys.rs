@@ -69,6 +69,124 @@ async fn an_entry_of_a_newer_version_is_left_alone_whatever_its_type_is_called()
     assert!(stats.newer_version > 0 && stats.unusable == 0, "{stats:?}");
 }
 
+/// The generations of an entry are those of its tags, too, which the older binary does not name.
+#[tokio::test]
+async fn an_entry_of_a_newer_version_is_left_alone_however_many_tags_it_has() {
+    let server = Server::start();
+    let (older, newer) = (cache(&server), cache(&server));
+    let (old, new) = (older.tenant("acme").unwrap(), newer.tenant("acme").unwrap());
+    let old_key = PROFILE.of::<u32>().with_version(1).key("x");
+    let new_key = PROFILE.of::<u32>().with_version(2).key("x").with_tags(["plan"]);
+    let (mut fetches, mut older_fetches) = (0, 0);
+    for _ in 0..5 {
+        let fetched = new.get_or_fetch(&new_key, || {
+            fetches += 1;
+            ready(2)
+        });
+        assert_eq!(*fetched.await, 2);
+        let fetched = old.get_or_fetch(&old_key, || {
+            older_fetches += 1;
+            ready(1)
+        });
+        assert_eq!(*fetched.await, 1);
+    }
+    assert_eq!((fetches, older_fetches), (1, 5), "the older binary overwrote the newer entry");
+    assert!(older.stats().profiles["report"].newer_version > 0);
+    // It counts no more once it is invalidated, nor does one that is damaged.
+    assert!(new.invalidate_tag("plan").await.is_applied());
+    assert_eq!(*new.get_or_fetch(&new_key, || ready(3)).await, 3);
+    let mut damaged = stored(&server);
+    damaged[28] ^= 1;
+    plant(&server, &damaged);
+    assert_eq!(*old.get_or_fetch(&old_key, || ready(4)).await, 4);
+    assert_eq!(old.get(&old_key).await.unwrap().as_deref(), Some(&4));
+}
+
+/// 1. The newer binary holds the lease. 2. The older one waits for it. 3. The newer one stores its entry, which has a tag, and
+///    the lease is gone. 4. The older one asks for the lease again.
+#[tokio::test]
+async fn an_entry_of_a_newer_version_that_appears_while_a_lease_is_waited_for_is_left_alone() {
+    let server = Server::start();
+    let (older, newer) = (cache(&server).tenant("acme").unwrap(), cache(&server).tenant("acme").unwrap());
+    let key = PROFILE.of::<u32>().with_version(2).key("x").with_tags(["plan"]);
+    newer.set(&key, 2).await.unwrap();
+    let entry = stored(&server);
+    assert!(newer.invalidate(&key).await.is_applied());
+    let lease = format!("{NAME}~l");
+    let old_key = PROFILE.of::<u32>().with_version(1).key("x");
+    let (begun, end) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let holder = tokio::spawn({
+        let (older, key, begun, end) =
+            (cache(&server).tenant("acme").unwrap(), old_key.clone(), begun.clone(), end.clone());
+        async move {
+            let fetch = || async {
+                begun.add_permits(1);
+                end.acquire().await.unwrap().forget();
+                0
+            };
+            *older.get_or_fetch(&key, fetch).await
+        }
+    });
+    begun.acquire().await.unwrap().forget();
+    let waiting = tokio::spawn(async move { *older.get_or_fetch(&old_key, || ready(1)).await });
+    let since = Instant::now();
+    while !redis::cmd("GET").arg(&lease).query::<Vec<u8>>(&mut server.connect().unwrap()).unwrap().starts_with(b"L1") {
+        assert!(since.elapsed() < Duration::from_secs(20), "nobody waits for the lease");
+        tokio::task::yield_now().await;
+    }
+    plant(&server, &entry);
+    server.cli(&["DEL", &lease]);
+    assert_eq!(waiting.await.unwrap(), 1);
+    assert_eq!(stored(&server), entry, "overwritten");
+    end.add_permits(1);
+    assert_eq!(holder.await.unwrap(), 0);
+    assert_eq!(stored(&server), entry, "overwritten");
+}
+
+/// What `get` does not see is not there for `exists` and `ttl` either, and `touch` leaves it as it is.
+#[tokio::test]
+async fn an_entry_of_another_version_type_or_name_exists_for_its_own_readers_alone() {
+    let server = Server::start();
+    let acme = cache(&server).tenant("acme").unwrap();
+    let key = PROFILE.of::<u32>().with_version(2).key("x");
+    acme.set(&key, 1).await.unwrap();
+    let before = stored(&server);
+    for other in [PROFILE.of::<u32>().with_version(1).key("x"), PROFILE.of::<u32>().with_schema("cents").key("x")] {
+        assert_eq!((acme.get(&other).await.unwrap(), acme.exists(&other).await.unwrap()), (None, false));
+        assert_eq!((acme.ttl(&other).await.unwrap(), acme.touch(&other).await.unwrap()), (None, false));
+    }
+    let other = PROFILE.of::<String>().with_version(2).key("x");
+    assert_eq!((acme.get(&other).await.unwrap(), acme.exists(&other).await.unwrap()), (None, false));
+    assert!(!acme.touch(&other).await.unwrap());
+    assert_eq!(stored(&server), before);
+    assert!(acme.exists(&key).await.unwrap() && acme.touch(&key).await.unwrap());
+    assert_ne!(stored(&server), before);
+}
+
+/// The companion `ttl` knows the type of what the function returns.
+#[tokio::test]
+async fn the_life_of_what_an_annotated_function_returned_is_told_to_it() {
+    #[cached(profile = PROFILE, key = "{id}", tenant = "acme", cache = cache, skip(cache))]
+    async fn load(cache: &Cache, id: &str) -> Result<Option<old::Report>, String> {
+        Ok(Some(old::Report { id: u32::try_from(id.len()).unwrap() }))
+    }
+    let server = Server::start();
+    let cache = cache(&server);
+    assert_eq!(load::ttl(&cache, "x").await.unwrap(), None);
+    load(&cache, "x").await.unwrap();
+    assert!(load::ttl(&cache, "x").await.unwrap().is_some());
+}
+
+/// The near tier knows a given name, too.
+#[tokio::test]
+async fn values_of_two_schemas_are_two_in_memory() {
+    let acme = Cache::in_memory().tenant("acme").unwrap();
+    let (cents, euros) = (PROFILE.of::<u64>().with_schema("cents"), PROFILE.of::<u64>().with_schema("euros"));
+    acme.set(&cents.key("x"), 5).await.unwrap();
+    assert_eq!(acme.get(&euros.key("x")).await.unwrap(), None);
+    assert_eq!(acme.get(&cents.key("x")).await.unwrap().as_deref(), Some(&5));
+}
+
 /// An entry of an older version is overwritten, whatever its type was called.
 #[tokio::test]
 async fn an_entry_of_an_older_version_is_a_miss_and_is_overwritten() {

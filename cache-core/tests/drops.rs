@@ -157,6 +157,36 @@ fn a_fetch_that_ends_after_the_cache_was_closed_leaves_nothing() {
     assert_eq!(cache.stats().near_entries, 0);
 }
 
+/// A reader holds the last of it for a moment where the entry is removed while it looks.
+#[test]
+fn readers_and_removers_beside_each_other_meet_no_panic_of_a_drop() {
+    #[derive(Clone, Serialize, Deserialize)]
+    struct Panicking(u64, #[serde(skip)] Option<()>);
+    impl Drop for Panicking {
+        fn drop(&mut self) {
+            assert!(self.1.is_none(), "as a test");
+        }
+    }
+    let cache = Cache::in_memory();
+    let acme = cache.tenant("acme").unwrap();
+    let key = PROFILE.of::<Panicking>().key(1);
+    // Finds the entry, which is of another type, and lets it go.
+    let other = PROFILE.of::<u64>().key(1);
+    std::thread::scope(|threads| {
+        let reader = threads.spawn(|| {
+            for _ in 0..20_000 {
+                assert_eq!(acme.get(&other).now_or_never().unwrap().unwrap(), None);
+                let _ = acme.exists(&other).now_or_never().unwrap();
+            }
+        });
+        while !reader.is_finished() {
+            acme.set(&key, Panicking(1, Some(()))).now_or_never().unwrap().unwrap();
+            assert!(acme.invalidate(&key).now_or_never().unwrap().is_applied());
+        }
+        reader.join().unwrap();
+    });
+}
+
 /// Its panic is of no concern to the call that happens to drop another's value.
 #[test]
 fn a_value_that_panics_when_it_is_dropped_harms_nobody_else() {

@@ -80,6 +80,22 @@ async fn a_fence_ends_by_itself_and_is_never_shortened() {
     }
 }
 
+/// Somebody else's, which this library would not have put up.
+#[tokio::test]
+async fn a_fence_without_an_end_is_given_none() {
+    let no_scripts =
+        ["--rename-command", "EVAL", "", "--rename-command", "EVALSHA", "", "--rename-command", "SCRIPT", ""];
+    for args in [&[][..], &no_scripts] {
+        let server = Server::with_args(args);
+        let acme = builder(&server.url()).connect().await.unwrap().tenant("acme").unwrap();
+        let fence = "cache:tenant:acme:workflow_def:abc~l";
+        server.cli(&["SET", fence, "W"]);
+        assert!(acme.invalidate_and_hold(&WORKFLOWS.key("abc"), HOLD).await.is_applied());
+        let left: i64 = redis::cmd("PTTL").arg(fence).query(&mut server.connect().unwrap()).unwrap();
+        assert_eq!(left, -1, "{args:?}");
+    }
+}
+
 /// G1: the fetch began before the fence went up, and ends while it is up, or after.
 #[tokio::test]
 async fn a_fetch_under_way_when_the_fence_goes_up_is_not_stored() {

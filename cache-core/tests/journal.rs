@@ -155,6 +155,7 @@ static VALUES: AtomicUsize = AtomicUsize::new(0);
 #[serde(from = "u8")]
 struct Counted(u8);
 
+/// One that is decoded counts, too.
 impl From<u8> for Counted {
     fn from(_: u8) -> Self {
         Self::new()

@@ -82,7 +82,10 @@ impl Scoped {
         Ok(Target {
             state: &self.cache.state,
             key: self.name(key)?.with_tags(key.tags()?),
-            binding: Binding { type_id: TypeId::of::<T>(), origin: Origin::none().with_version(keyspace.version()) },
+            binding: Binding {
+                type_id: TypeId::of::<T>(),
+                origin: Origin::none().of_values(keyspace.version(), keyspace.schema()),
+            },
             profile: *keyspace.profile(),
             version: keyspace.version(),
             schema: keyspace.schema(),
@@ -306,7 +309,7 @@ impl Scoped {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn ttl<T: CacheValue>(&self, key: &Key<T>) -> Result<Option<Duration>, Error> {
-        let life = read::life(&self.target(key)?).await?;
+        let life = read::life::<T>(&self.target(key)?).await?;
         Ok(life.filter(|life| !life.negative).map(|life| life.left))
     }
 
@@ -316,7 +319,7 @@ impl Scoped {
     /// As [`get`](Self::get).
     pub async fn touch<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
         let target = self.target(key)?;
-        Box::pin(async move { read::touch(&target).await }).await
+        Box::pin(async move { read::touch::<T>(&target).await }).await
     }
 
     /// Removes a value: no fetch that began before can bring it back. A key that cannot be used is reported in the log. Cost:

@@ -182,8 +182,8 @@ impl<'c> Call<'c> {
     ///
     /// # Errors
     /// A key that cannot be used, or Redis cannot be reached.
-    pub async fn ttl(self) -> Result<Option<Duration>, Error> {
-        Ok(read::life(&self.target::<()>()?).await?.map(|life| life.left))
+    pub async fn ttl<R, S: Shape<R>>(self, _: S) -> Result<Option<Duration>, Error> {
+        Ok(read::life::<S::Value>(&self.target::<S::Value>()?).await?.map(|life| life.left))
     }
 
     /// The key as the server sees it.

@@ -237,7 +237,8 @@ impl Site {
     #[inline]
     pub(super) fn origin(&self) -> Origin {
         let bound = self.resolved.map(|resolved| (self.function, resolved.bound_to.wrapping_add(self.types)));
-        Origin::of(bound, self.version).with_code(self.resolved.map_or(0, |resolved| resolved.code))
+        let origin = Origin::of(bound).of_values(self.version, self.schema);
+        origin.with_code(self.resolved.map_or(0, |resolved| resolved.code))
     }
 }
 

@@ -36,7 +36,11 @@ pub(crate) fn erase<T: Send + Sync + 'static>(value: &Cached<T>) -> Erased {
 pub(crate) fn unerase<T: Send + Sync + 'static>(value: Erased) -> Option<Cached<T>> {
     match value.downcast::<T>() {
         Ok(value) => Some(Some(value)),
-        Err(other) => other.is::<Negative<T>>().then_some(None),
+        Err(other) => {
+            let is_negative = other.is::<Negative<T>>();
+            drop_quietly(other);
+            is_negative.then_some(None)
+        }
     }
 }
 
@@ -85,12 +89,17 @@ impl Lifecycle<Box<str>, Stored> for Outside {
     }
 }
 
-/// Drops entries, under no lock: that runs the user's code. Its panic is of no concern to the call that happens to drop
-/// somebody's value.
+/// Drops entries, under no lock.
 pub(super) fn discard(gone: impl IntoIterator<Item = Gone>) {
     for entry in gone {
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(entry)));
+        drop_quietly(entry);
     }
+}
+
+/// Drops what may hold the last of a value, which runs the user's code. Its panic is of no concern to the call that happens to
+/// drop somebody's value.
+pub(super) fn drop_quietly<T>(value: T) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
 }
 
 #[derive(Clone)]

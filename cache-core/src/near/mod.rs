@@ -17,7 +17,7 @@ pub(crate) use self::{
     stripes::{Stripes, Watch},
 };
 use self::{
-    entry::{Gone, OVERHEAD, Outside, Stored, Weight, discard},
+    entry::{Gone, OVERHEAD, Outside, Stored, Weight, discard, drop_quietly},
     shares::Shares,
 };
 use crate::{
@@ -81,6 +81,8 @@ impl Near {
     ) -> Option<Found<T>> {
         let Stored { entry, .. } = self.entries.get(key)?;
         if !self.is_valid(&entry, tags, origin, now) {
+            // Removed meanwhile, the last of its value is here.
+            drop_quietly(entry);
             return None;
         }
         Some(Found { fresh_until: entry.fresh_until, slot: entry.slot, value: unerase(entry.value)? })
@@ -95,7 +97,9 @@ impl Near {
         now: Instant,
     ) -> Option<(Instant, bool)> {
         let Stored { entry, .. } = self.entries.peek(key)?;
-        self.is_valid(&entry, tags, origin, now).then_some((entry.fresh_until, entry.negative))
+        let found = self.is_valid(&entry, tags, origin, now).then_some((entry.fresh_until, entry.negative));
+        drop_quietly(entry);
+        found
     }
 
     #[inline]
@@ -271,7 +275,7 @@ mod tests {
         let near = near(100);
         near.insert("tenant", "k", entry(&near, "k"), 8);
         assert!(near.get::<u32>("k", &[], &Origin::none(), after(0)).is_none());
-        assert!(near.get::<u64>("k", &[], &Origin::of(Some((std::any::TypeId::of::<u8>(), 1)), 0), after(0)).is_none());
+        assert!(near.get::<u64>("k", &[], &Origin::of(Some((std::any::TypeId::of::<u8>(), 1))), after(0)).is_none());
     }
 
     #[test]

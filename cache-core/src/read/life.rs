@@ -5,11 +5,12 @@ use crate::{
     error::Error,
     remote::{Budget, Life},
     target::Target,
+    value::codec::CacheValue,
     write::closed,
 };
 
 /// What is left of an entry's life.
-pub(crate) async fn life(target: &Target<'_>) -> Result<Option<Life>, Error> {
+pub(crate) async fn life<T: CacheValue>(target: &Target<'_>) -> Result<Option<Life>, Error> {
     let state = target.state;
     if state.is_off() {
         return Ok(None);
@@ -19,7 +20,8 @@ pub(crate) async fn life(target: &Target<'_>) -> Result<Option<Life>, Error> {
     match &state.remote {
         Some(_) if target.must_miss() => Ok(None),
         Some(remote) => {
-            let life = remote.ttl(&mut Budget::new(state.options.op_timeout), &target.key).await?;
+            let mut budget = Budget::new(state.options.op_timeout);
+            let life = remote.ttl(&mut budget, &target.key, &target.purpose::<T>()).await?;
             // As in `Target::accept`: the connection may be one to a server that came back with what it had removed.
             Ok(life.filter(|_| !state.journal.doubts(&target.key, asked_at)))
         }
@@ -33,7 +35,7 @@ pub(crate) async fn life(target: &Target<'_>) -> Result<Option<Life>, Error> {
 }
 
 /// Gives a valid entry its full TTL again. False when there is none.
-pub(crate) async fn touch(target: &Target<'_>) -> Result<bool, Error> {
+pub(crate) async fn touch<T: CacheValue>(target: &Target<'_>) -> Result<bool, Error> {
     let state = target.state;
     if state.is_off() {
         return Err(closed());
@@ -42,7 +44,10 @@ pub(crate) async fn touch(target: &Target<'_>) -> Result<bool, Error> {
     match &state.remote {
         Some(_) if target.must_miss() => Ok(false),
         // A near copy beside Redis keeps its shorter life.
-        Some(remote) => remote.touch(&mut Budget::new(state.options.op_timeout), &target.key, ttl).await,
+        Some(remote) => {
+            let mut budget = Budget::new(state.options.op_timeout);
+            remote.touch(&mut budget, &target.key, &target.purpose::<T>(), ttl).await
+        }
         None => {
             let now = state.clock.now();
             let renewed = |fresh_until| (decide(now, fresh_until) == Decision::Serve).then(|| now.saturating_add(ttl));

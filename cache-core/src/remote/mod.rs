@@ -38,7 +38,7 @@ use crate::{
     key::{FullKey, channel, pattern::Glob, sweep_fence},
     options::PoolOptions,
     sync::{Arc, Mutex},
-    value::envelope::{GENERATION, HEAD, Id, SEEN, Stamp, peek},
+    value::envelope::{GENERATION, HEAD, Id, Purpose, SEEN, Stamp, peek},
 };
 
 /// The remote tier.
@@ -137,7 +137,7 @@ impl Remote {
         Ok(())
     }
 
-    /// LEASE. `seen` is the start of an entry this call refused.
+    /// LEASE of an entry for this purpose. `seen` is the start of one that this call refused.
     ///
     /// Where its connection is lost it is sent once more under a new token, which takes the place of the old one: what was
     /// sent first may still arrive, after an invalidation, and then makes a lease that nobody can FILL under.
@@ -147,15 +147,16 @@ impl Remote {
         lease: &mut Lease,
         period: Duration,
         ttl: Duration,
+        purpose: &Purpose,
         seen: Option<&[u8]>,
     ) -> Result<Leased, Error> {
         let ids = new_ids(lease.generations.len() + 1);
-        let (period, keep) = (millis(period).to_string(), keep_ms(ttl));
+        let (period, keep, purpose) = (millis(period).to_string(), keep_ms(ttl), purpose.to_bytes());
         let seen = seen.map_or(&[][..], |bytes| &bytes[..bytes.len().min(SEEN)]);
         let mut earlier: Option<Id> = None;
         loop {
             let replaces = earlier.as_ref().map_or(&[][..], |token| &token[..]);
-            let mut args: Vec<&[u8]> = vec![&lease.token, period.as_bytes(), seen, keep.as_bytes(), replaces];
+            let mut args: Vec<&[u8]> = vec![&lease.token, period.as_bytes(), seen, keep.as_bytes(), replaces, &purpose];
             args.extend(ids.iter().map(|id| &id[..]));
             let (wire, lua, over) = (self.wire(&lease.value), &self.scripts.lease, lease.connection.clone());
             match self.scripts.run(wire, budget, over, lua, Call { keys: &lease.keys(), args: &args }, Tries::One).await
@@ -250,20 +251,31 @@ impl Remote {
         }
     }
 
-    /// TOUCH. False when there is no valid value.
-    pub(crate) async fn touch(&self, budget: &mut Budget, key: &FullKey, ttl: Duration) -> Result<bool, Error> {
+    /// TOUCH. False when there is no valid value for this purpose.
+    pub(crate) async fn touch(
+        &self,
+        budget: &mut Budget,
+        key: &FullKey,
+        purpose: &Purpose,
+        ttl: Duration,
+    ) -> Result<bool, Error> {
         let generations = key.generations();
         let mut keys = vec![key.as_str()];
         keys.extend(generations.iter().map(|name| &**name));
         let stamp = Stamp::new(self.server_now_ms(), ttl).to_bytes();
         let (ttl_ms, keep) = (millis(ttl).to_string(), keep_ms(ttl));
-        let args: [&[u8]; 3] = [&stamp, ttl_ms.as_bytes(), keep.as_bytes()];
+        let args: [&[u8]; 4] = [&stamp, ttl_ms.as_bytes(), keep.as_bytes(), &purpose.to_bytes()];
         let (wire, lua) = (self.wire(key.as_str()), &self.scripts.touch);
         Ok(is_one(&self.scripts.run(wire, budget, None, lua, Call { keys: &keys, args: &args }, Tries::Two).await?.0))
     }
 
-    /// What is left of the life of a valid value; `None` where there is none. Moves the head only.
-    pub(crate) async fn ttl(&self, budget: &mut Budget, key: &FullKey) -> Result<Option<Life>, Error> {
+    /// What is left of the life of a valid value for this purpose; `None` where there is none. Moves the head only.
+    pub(crate) async fn ttl(
+        &self,
+        budget: &mut Budget,
+        key: &FullKey,
+        purpose: &Purpose,
+    ) -> Result<Option<Life>, Error> {
         let mut pipeline = Pipeline::new();
         let names = key.generations();
         let count = names.len();
@@ -282,7 +294,7 @@ impl Remote {
             return Err(unexpected());
         };
         let generations = generations(ids);
-        let negative = peek(head, &generations).filter(|_| *left_ms > 0);
+        let negative = peek(head, purpose, &generations).filter(|_| *left_ms > 0);
         Ok(negative.map(|negative| Life { left: Duration::from_millis(left_ms.unsigned_abs()), negative }))
     }
 

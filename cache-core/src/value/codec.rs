@@ -27,6 +27,13 @@ use crate::error::{Error, ErrorKind};
 /// A value is nested at most 64 levels deep. Each sequence, map, struct, tuple, `Some`, newtype and variant with data is a
 /// level; a variant with several fields is two. A deeper value is not stored, which is an error of `set` and counts in
 /// [`ProfileStats::encode_errors`](crate::ProfileStats::encode_errors); deeper bytes in Redis are a miss.
+///
+/// Inside an untagged, internally tagged or flattened type serde decodes from a buffer of its own, where levels are not counted:
+/// a type that asks for itself there without reading anything, such as `struct Endless(Option<Box<Endless>>)` in an
+/// `#[serde(untagged)]` enum, overflows the stack. Each level of an untagged enum in another one may double the time that
+/// decoding takes.
+///
+/// A `Some` that holds `None` or `()` is read as `None`, in both codecs.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be cached",
     label = "not a cacheable value",
@@ -43,7 +50,8 @@ pub enum Codec {
     /// MessagePack with named fields: compact, and fields may be added with `#[serde(default)]`.
     #[default]
     MessagePack,
-    /// JSON, for readers in other languages. Slower, larger, and with JSON's limits: map keys are text.
+    /// JSON, for readers in other languages. Slower, larger, and with JSON's limits: map keys are text, and a number that is
+    /// infinite or none (`NaN`) cannot be stored, which is an error as for a value that is nested too deeply.
     Json,
 }
 
@@ -63,8 +71,8 @@ impl Codec {
         }
     }
 
-    /// What the value takes in memory. An error where it is nested too deeply to be encoded, or its `Serialize` fails or
-    /// panics.
+    /// What the value takes in memory. An error where it is nested too deeply to be encoded or holds a number that the codec
+    /// does not have, or its `Serialize` fails or panics.
     pub(crate) fn weigh<T: Serialize>(self, value: &T) -> Result<usize, Error> {
         guarded(|| weight::weigh(value, self == Self::Json))
     }
@@ -80,10 +88,12 @@ impl Codec {
     /// The decoded value, or `None` where the bytes are not one, or are nested too deeply.
     pub(crate) fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Option<T> {
         catch_unwind(AssertUnwindSafe(|| match self {
-            Self::MessagePack => T::deserialize(Limited::new(&mut rmp_serde::Deserializer::from_read_ref(bytes))).ok(),
+            Self::MessagePack => {
+                T::deserialize(Limited::new(&mut rmp_serde::Deserializer::from_read_ref(bytes), bytes.len())).ok()
+            }
             Self::Json => {
                 let mut json = serde_json::Deserializer::from_slice(bytes);
-                let value = T::deserialize(Limited::new(&mut json)).ok()?;
+                let value = T::deserialize(Limited::new(&mut json, bytes.len())).ok()?;
                 json.end().ok().map(|()| value)
             }
         }))
@@ -137,6 +147,9 @@ fn guarded<R>(serialize: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Error
         Ok(Err(Refusal::Failed)) => "a value's Serialize failed; the value was not stored".to_owned(),
         Ok(Err(Refusal::TooDeep)) => {
             format!("a value is nested deeper than {MAX_DEPTH} levels, the most there may be; it was not stored")
+        }
+        Ok(Err(Refusal::NotFinite)) => {
+            "JSON has no number that is infinite or NaN; the value was not stored; see `Codec::MessagePack`".to_owned()
         }
         Err(_) => "a value's Serialize panicked; the value was not stored".to_owned(),
     };
@@ -324,6 +337,151 @@ mod tests {
             .unwrap()
             .join()
             .unwrap();
+    }
+
+    /// As types are written by hand whose fields are private: with bare texts.
+    struct ByHand(Shape);
+
+    enum Shape {
+        Map(BTreeMap<String, String>),
+        List(Vec<String>),
+        Struct(String, String),
+    }
+
+    impl Serialize for ByHand {
+        fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+            use serde::ser::{SerializeMap, SerializeSeq, SerializeStruct};
+            match &self.0 {
+                Shape::Map(map) => {
+                    let mut entries = to.serialize_map(Some(map.len()))?;
+                    for (key, value) in map {
+                        entries.serialize_entry(key.as_str(), value.as_str())?;
+                    }
+                    entries.end()
+                }
+                Shape::List(list) => {
+                    let mut elements = to.serialize_seq(Some(list.len()))?;
+                    for text in list {
+                        elements.serialize_element(text.as_str())?;
+                    }
+                    elements.end()
+                }
+                Shape::Struct(first, second) => {
+                    let mut fields = to.serialize_struct("Struct", 2)?;
+                    fields.serialize_field("first", first.as_str())?;
+                    fields.serialize_field("second", second.as_str())?;
+                    fields.end()
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bare_texts_of_a_hand_written_serialize_are_weighed_as_texts() {
+        let text = |n: usize| format!("{n:0500}");
+        let map: BTreeMap<_, _> = (0..100).map(|n| (text(n), text(n))).collect();
+        let list: Vec<_> = (0..100).map(text).collect();
+        let weighed = |value: &dyn Fn(Codec) -> usize| [Codec::MessagePack, Codec::Json].map(value);
+        for (bare, owned) in [
+            (
+                weighed(&|codec| codec.weigh(&ByHand(Shape::Map(map.clone()))).unwrap()),
+                weighed(&|codec| codec.weigh(&map).unwrap()),
+            ),
+            (
+                weighed(&|codec| codec.weigh(&ByHand(Shape::List(list.clone()))).unwrap()),
+                weighed(&|codec| codec.weigh(&list).unwrap()),
+            ),
+            (
+                weighed(&|codec| codec.weigh(&ByHand(Shape::Struct(text(1), text(2)))).unwrap()),
+                weighed(&|codec| codec.weigh(&(text(1), text(2))).unwrap()),
+            ),
+            // In a collection, where it is not known where they lie.
+            (
+                weighed(&|codec| codec.weigh(&vec![ByHand(Shape::Map(map.clone()))]).unwrap()),
+                weighed(&|codec| codec.weigh(&vec![map.clone()]).unwrap()),
+            ),
+        ] {
+            for (bare, owned) in bare.into_iter().zip(owned) {
+                assert!((owned * 2 / 3..=owned * 3 / 2).contains(&bare), "{bare} for {owned}");
+            }
+        }
+    }
+
+    /// With names that stand in the program, of which a value owns none.
+    #[test]
+    fn names_of_fields_and_variants_weigh_nothing_where_that_can_be_told() {
+        #[derive(Serialize)]
+        struct Flat {
+            number: u64,
+            other: u64,
+            #[serde(flatten)]
+            more: BTreeMap<String, u64>,
+        }
+        #[derive(Serialize)]
+        struct Plain(u64, u64, BTreeMap<String, u64>);
+        #[derive(Serialize)]
+        #[serde(tag = "kind")]
+        enum Tagged {
+            Number { number: u64 },
+            Map(BTreeMap<String, u64>),
+        }
+        let weigh = |value: Result<usize, Error>| value.unwrap();
+        let more = BTreeMap::new;
+        assert_eq!(
+            weigh(Codec::MessagePack.weigh(&Flat { number: 1, other: 2, more: more() })),
+            weigh(Codec::MessagePack.weigh(&Plain(1, 2, more())))
+        );
+        for tagged in [Tagged::Number { number: 1 }, Tagged::Map(more())] {
+            assert_eq!(weigh(Codec::MessagePack.weigh(&tagged)), size_of::<Tagged>());
+        }
+    }
+
+    /// A list that sets memory aside for as many elements as it is told of.
+    struct Trusting(Vec<u64>);
+
+    impl<'de> Deserialize<'de> for Trusting {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            struct Visitor;
+            impl<'de> serde::de::Visitor<'de> for Visitor {
+                type Value = Trusting;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("a list")
+                }
+                fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Trusting, A::Error> {
+                    let mut all = Vec::with_capacity(seq.size_hint().unwrap_or(0));
+                    while let Some(one) = seq.next_element()? {
+                        all.push(one);
+                    }
+                    Ok(Trusting(all))
+                }
+            }
+            from.deserialize_seq(Visitor)
+        }
+    }
+
+    #[test]
+    fn a_claimed_length_sets_no_memory_aside() {
+        // 34 GB, which ends the process.
+        assert!(Codec::MessagePack.decode::<Trusting>(&[0xdd, 0xff, 0xff, 0xff, 0xff]).is_none());
+        assert!(
+            Codec::MessagePack.decode::<Vec<Trusting>>(&[0xdd, 0, 0, 0, 1, 0xdd, 0xff, 0xff, 0xff, 0xff]).is_none()
+        );
+        // An honest one is passed on.
+        let list: Vec<u64> = (0..1000).collect();
+        let read = Codec::MessagePack.decode::<Trusting>(&Codec::MessagePack.encode(&list).unwrap()).unwrap();
+        assert_eq!((read.0.capacity(), read.0), (1000, list));
+    }
+
+    #[test]
+    fn a_number_that_json_does_not_have_is_an_error() {
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(Codec::Json.weigh(&vec![Some(number)]).unwrap_err().kind(), ErrorKind::Encode);
+            #[expect(clippy::cast_possible_truncation, reason = "infinite and NaN in both")]
+            let short = number as f32;
+            assert_eq!(Codec::Json.weigh(&short).unwrap_err().kind(), ErrorKind::Encode);
+            assert!(Codec::MessagePack.weigh(&number).is_ok());
+        }
+        assert!(Codec::Json.weigh(&(f64::MAX, f32::MIN)).is_ok());
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! are. The codecs' own limits do not do: `rmp_serde` does not count the variants of an enum, and both count neither
 //! `Some` nor newtypes. So what drives the user's `Deserialize` is wrapped, and counts what [`weigh`](super::weight::weigh)
 //! counts before a value is stored: what was stored can be read.
+//!
+//! Nor must bytes say how much memory is set aside before an element is read: a claim of a length is cut to what the bytes can hold.
 
 use std::fmt;
 
@@ -16,21 +18,33 @@ use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, Seq
 /// while it is decoded, one of `serde_json::Value` 10 KiB.
 pub(crate) const MAX_DEPTH: usize = 64;
 
-/// A deserializer, visitor, seed or access of which as many levels may follow.
+/// The longest length that is passed on before the elements are there.
+const MOST_CLAIMED: usize = 1 << 16;
+
+/// A deserializer, visitor, seed or access, and what may follow.
 #[derive(Debug)]
 pub(super) struct Limited<I> {
     inner: I,
-    left: usize,
+    left: Left,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    levels: usize,
+    /// Elements that a sequence or map may claim to have.
+    claim: usize,
 }
 
 impl<I> Limited<I> {
-    pub(super) fn new(inner: I) -> Self {
-        Self { inner, left: MAX_DEPTH }
+    /// For so many bytes, of which each element takes at least one.
+    pub(super) fn new(inner: I, bytes: usize) -> Self {
+        Self { inner, left: Left { levels: MAX_DEPTH, claim: bytes.min(MOST_CLAIMED) } }
     }
 }
 
-fn deeper<E: Error>(left: usize) -> Result<usize, E> {
-    left.checked_sub(1).ok_or_else(|| E::custom("nested too deeply"))
+fn deeper<E: Error>(left: Left) -> Result<Left, E> {
+    let levels = left.levels.checked_sub(1).ok_or_else(|| E::custom("nested too deeply"))?;
+    Ok(Left { levels, ..left })
 }
 
 macro_rules! deserialize {
@@ -128,7 +142,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Limited<A> {
     }
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        self.inner.size_hint()
+        self.inner.size_hint().map(|claimed| claimed.min(self.left.claim))
     }
 }
 
@@ -145,7 +159,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Limited<A> {
     }
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        self.inner.size_hint()
+        self.inner.size_hint().map(|claimed| claimed.min(self.left.claim))
     }
 }
 

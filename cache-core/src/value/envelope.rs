@@ -13,7 +13,7 @@
 //! the stamp at fixed offsets; its first 64 bytes tell any two entries apart.
 //!
 //! Releases share one Redis during a deploy. What an entry is written for is judged in this order: its format, its key and
-//! function, its version, its type. An older format or version is a miss, and is overwritten. A newer one is left alone,
+//! function, how many tags it has, its generations, its version, its type. An older format or version is a miss, and is overwritten. A newer one is left alone,
 //! whatever its type is called: nothing of a later format need be where it is now, but the magic and the two bytes that
 //! hold its version.
 
@@ -21,7 +21,7 @@ use twox_hash::{XxHash3_64, XxHash3_128};
 
 use super::codec::Codec;
 use crate::clock::millis;
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 pub(crate) const MAGIC: [u8; 4] = *b"CCE\x02";
 /// Where the number of generations stands.
@@ -88,6 +88,32 @@ impl Purpose {
         owner.copy_from_slice(&XxHash3_128::oneshot_with_seed(function, key.as_bytes()).to_le_bytes()[..12]);
         Self { owner, version, schema }
     }
+
+    /// Version, owner and schema, as an entry's head holds them at [`FOR`].
+    pub(crate) fn to_bytes(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        bytes[..4].copy_from_slice(&self.version.to_le_bytes());
+        bytes[4..16].copy_from_slice(&self.owner);
+        bytes[16..].copy_from_slice(&self.schema.to_le_bytes());
+        bytes
+    }
+}
+
+/// Where version, and then owner and schema stand in a head.
+const FOR: [Range<usize>; 2] = [24..28, 32..52];
+
+/// Whether a head says that its entry is written for this, as [`Purpose::to_bytes`] tells it.
+pub(crate) fn is_for(head: &[u8], purpose: &[u8]) -> bool {
+    FOR.into_iter().zip([0..4, 4..24]).all(|(at, of)| head.get(at).is_some_and(|part| purpose.get(of) == Some(part)))
+}
+
+/// Whether a head says that its entry is of this key and function and of a newer version, under another number of
+/// generations: the newer release names other tags.
+pub(crate) fn is_newer_with_other_tags(head: &[u8], purpose: &[u8], generations: usize) -> bool {
+    head.starts_with(&MAGIC)
+        && head.get(GENERATIONS_AT).is_some_and(|count| usize::from(*count) != generations)
+        && head.get(32..44).is_some_and(|owner| purpose.get(4..16) == Some(owner))
+        && u32_at(head, 24).zip(u32_at(purpose, 0)).is_some_and(|(stored, ours)| stored > ours)
 }
 
 /// When an entry was stored, by the server's clock, and for how long.
@@ -209,6 +235,9 @@ pub(crate) fn open<'a>(bytes: &'a [u8], purpose: &Purpose, generations: &[Option
     if checksum(head, payload) != u64_at(head, 56).ok_or(Rejected::Unusable)? || head[32..44] != purpose.owner {
         return Err(Rejected::Unusable);
     }
+    if is_newer_with_other_tags(head, &purpose.to_bytes(), generations.len()) {
+        return Err(Rejected::Newer);
+    }
     let current = generations.len() == stored.len() / GENERATION
         && generations.iter().zip(stored.chunks_exact(GENERATION)).all(|(now, then)| now.is_some_and(|id| id == then));
     if !current {
@@ -245,11 +274,12 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     (u64::from(u32_at(head, 28)?) == payload.len() as u64).then_some((head, generations, payload))
 }
 
-/// Whether the first bytes of an entry say that it was written under the current `generations`; and if so, whether it
-/// says that there is none.
-pub(crate) fn peek(bytes: &[u8], generations: &[Option<Id>]) -> Option<bool> {
+/// Whether the first bytes of an entry say that it was written for this purpose under the current `generations`; and if so,
+/// whether it says that there is none.
+pub(crate) fn peek(bytes: &[u8], purpose: &Purpose, generations: &[Option<Id>]) -> Option<bool> {
     let (head, stored) = bytes.split_at_checked(HEAD)?;
     let valid = head[..4] == MAGIC
+        && is_for(head, &purpose.to_bytes())
         && usize::from(head[GENERATIONS_AT]) == generations.len()
         && stored.len() == generations.len() * GENERATION
         && generations.iter().zip(stored.chunks_exact(GENERATION)).all(|(now, then)| now.is_some_and(|id| id == then));
@@ -323,6 +353,32 @@ mod tests {
         }
         for generations in [&[Some([7; 16]), None][..], &[Some([7; 16]), Some([8; 16])], &[Some([7; 16])], &[]] {
             assert_eq!(open(&bytes, &purpose(), generations), Err(Rejected::Outdated));
+        }
+    }
+
+    #[test]
+    fn a_newer_version_outranks_the_number_of_tags_and_no_invalidation() {
+        let bytes = entry(&head(), b"payload");
+        let older = Purpose::new("cache:api:x", 5, 1, 12);
+        for generations in [&[][..], &[Some(GENERATIONS[0])], &[Some([1; 16]), Some([2; 16]), Some([3; 16])]] {
+            assert_eq!(open(&bytes, &older, generations), Err(Rejected::Newer));
+            for other in [purpose(), Purpose::new("cache:api:x", 5, 3, 11)] {
+                assert_eq!(open(&bytes, &other, generations), Err(Rejected::Outdated));
+            }
+            assert_eq!(open(&bytes, &Purpose::new("cache:api:y", 5, 1, 11), generations), Err(Rejected::Unusable));
+        }
+        assert_eq!(open(&bytes, &older, &[Some([1; 16]), Some([2; 16])]), Err(Rejected::Outdated));
+    }
+
+    #[test]
+    fn the_head_tells_what_an_entry_is_for() {
+        let bytes = entry(&head(), b"payload");
+        let peek = |purpose| peek(&bytes[..HEAD + 32], &purpose, &GENERATIONS.map(Some));
+        assert_eq!(peek(purpose()), Some(false));
+        for (key, function, version, schema) in
+            [("cache:api:y", 5, 2, 11), ("cache:api:x", 6, 2, 11), ("cache:api:x", 5, 1, 11), ("cache:api:x", 5, 2, 12)]
+        {
+            assert_eq!(peek(Purpose::new(key, function, version, schema)), None);
         }
     }
 

@@ -248,7 +248,7 @@ pub(crate) struct Binding {
     pub(crate) origin: Origin,
 }
 
-/// The function a value is bound to, and the version of its type.
+/// The function a value is bound to, and the version and given name of its type.
 ///
 /// Within a process the function's own type tells it apart, which costs nothing on a hit; between processes a hash of its
 /// place does.
@@ -259,6 +259,8 @@ pub(crate) struct Origin {
     place: u64,
     /// The version of the value's type: the envelope says it in Redis.
     version: u32,
+    /// What the type was named: its own name is told by the type.
+    schema: Option<&'static str>,
     /// Hash of the function's code, where its place does not tell it from every other one; else 0. Only Redis has need of it.
     code: u64,
 }
@@ -266,21 +268,20 @@ pub(crate) struct Origin {
 impl Origin {
     /// Bound to no function.
     pub(crate) fn none() -> Self {
-        Self::of(None, 0)
+        Self::of(None)
     }
 
     /// Bound to this function, by its type and by the hash of its place, if to any.
     #[inline]
-    pub(crate) fn of(function: Option<(TypeId, u64)>, version: u32) -> Self {
+    pub(crate) fn of(function: Option<(TypeId, u64)>) -> Self {
         let (function, place) = function.unwrap_or((TypeId::of::<()>(), 0));
-        Self { function, place, version, code: 0 }
+        Self { function, place, version: 0, schema: None, code: 0 }
     }
 
-    /// Bound to this version of the value's type.
+    /// Bound to this version and given name of the value's type.
     #[inline]
-    pub(crate) fn with_version(mut self, version: u32) -> Self {
-        self.version = version;
-        self
+    pub(crate) fn of_values(self, version: u32, schema: Option<&'static str>) -> Self {
+        Self { version, schema, ..self }
     }
 
     /// Bound to this code of the function's.
@@ -304,7 +305,10 @@ impl Origin {
 impl PartialEq for Origin {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        self.function == other.function && self.place == other.place && self.version == other.version
+        self.function == other.function
+            && self.place == other.place
+            && self.version == other.version
+            && self.schema == other.schema
     }
 }
 
@@ -313,7 +317,7 @@ impl Eq for Origin {}
 impl std::hash::Hash for Origin {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.function.hash(state);
-        (self.place, self.version).hash(state);
+        (self.place, self.version, self.schema).hash(state);
     }
 }
 

@@ -9,6 +9,8 @@
 //!   the largest one seen counts; and where the parts of elements lie at equal distances, that distance.
 //! - Which collection it is tells the size of its handle: three words for a `Vec`, six for a `HashMap`.
 //! - Fields that do not lie where their owner does are in a `Box`.
+//! - A bare `str` is a field's or variant's name where one stands; elsewhere a hand-written `Serialize` gives it for a `String` that
+//!   the value owns. In a map that is an element of a collection nobody can tell: its key counts as text, and its value as a field.
 //!
 //! Not seen at all: fields that are skipped, and capacity beyond the length.
 
@@ -23,11 +25,15 @@ const WORD: usize = size_of::<usize>();
 const ALLOCATION: usize = 16;
 /// The size of a value of which only the type knows it.
 const UNKNOWN: usize = usize::MAX;
+/// The longest text that is taken for a variant's name.
+const LONGEST_TAG: usize = 64;
 
 /// Why a value could not be weighed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     TooDeep,
+    /// A number that JSON does not have.
+    NotFinite,
     /// Its `Serialize` failed.
     Failed,
 }
@@ -52,7 +58,16 @@ pub(super) fn weigh<T: Serialize>(value: &T, human_readable: bool) -> Result<usi
     let mut owned = 0;
     let (size, align) = (size_of::<T>(), align_of::<T>());
     let at = address(value);
-    value.serialize(Scale { owned: &mut owned, at, size, align, least: 0, left: MAX_DEPTH, human_readable })?;
+    value.serialize(Scale {
+        owned: &mut owned,
+        at,
+        size,
+        align,
+        least: 0,
+        left: MAX_DEPTH,
+        is_bare: false,
+        human_readable,
+    })?;
     Ok(size.saturating_add(owned))
 }
 
@@ -72,8 +87,9 @@ enum Is {
     Data,
     /// A `None`, which may stand in the place of anything.
     Nothing,
-    /// A `str` itself and not something that owns one: the name of a field or variant.
-    Name,
+    /// A `str` itself and not something that owns one: the name of a field or variant, or all that a hand-written
+    /// `Serialize` shows of a `String`.
+    Bare,
 }
 
 /// Weighs one value, which takes `size` bytes at `at`.
@@ -87,6 +103,8 @@ struct Scale<'a> {
     least: usize,
     /// Levels that may follow.
     left: usize,
+    /// Whether it comes without what owns it, as a `str` does.
+    is_bare: bool,
     human_readable: bool,
 }
 
@@ -108,6 +126,11 @@ impl<'a> Scale<'a> {
         Ok(self.seen(size, size.max(1)))
     }
 
+    #[inline]
+    fn number(self, size: usize, is_finite: bool) -> Result<Seen, Refusal> {
+        if self.human_readable && !is_finite { Err(Refusal::NotFinite) } else { self.scalar(size) }
+    }
+
     /// Adds an allocation of that many bytes, owned by this value.
     fn own(&mut self, bytes: usize) {
         let owned = match bytes {
@@ -123,8 +146,10 @@ impl<'a> Scale<'a> {
 
     fn text(mut self, len: usize) -> Result<Seen, Refusal> {
         self.own(len);
-        let is = if self.align == 1 && self.size == len { Is::Name } else { Is::Data };
-        Ok(Seen { is, ..self.seen(3 * WORD, WORD) })
+        if self.is_bare && self.align == 1 && self.size == len {
+            return Ok(Seen { size: 3 * WORD, align: WORD, at: None, is: Is::Bare });
+        }
+        Ok(self.seen(3 * WORD, WORD))
     }
 
     /// One value in another one, with a tag beside it or without.
@@ -135,7 +160,7 @@ impl<'a> Scale<'a> {
     }
 
     fn fields(self, tagged: bool) -> Fields<'a> {
-        Fields { scale: Scale { least: 0, ..self }, tagged, need: 0, align: 1, at: None }
+        Fields { scale: Scale { least: 0, ..self }, tagged, need: 0, align: 1, at: None, is_first: true }
     }
 }
 
@@ -143,7 +168,8 @@ impl<'a> Scale<'a> {
 #[inline]
 fn part<T: Serialize + ?Sized>(scale: &mut Scale<'_>, size: usize, align: usize, value: &T) -> Result<Seen, Refusal> {
     let at = address(value);
-    value.serialize(Scale { owned: scale.owned, at, size, align, ..*scale })
+    let is_bare = size_of::<&T>() > WORD;
+    value.serialize(Scale { owned: scale.owned, at, size, align, is_bare, ..*scale })
 }
 
 fn address<T: ?Sized>(value: &T) -> usize {
@@ -155,7 +181,11 @@ fn address<T: ?Sized>(value: &T) -> usize {
 #[inline]
 fn element<T: Serialize + ?Sized>(scale: &mut Scale<'_>, value: &T) -> Result<Seen, Refusal> {
     let (size, align) = (size_of_val(value), align_of_val(value));
-    part(scale, if (size, align) == (WORD, WORD) { UNKNOWN } else { size }, align, value)
+    let seen = part(scale, if (size, align) == (WORD, WORD) { UNKNOWN } else { size }, align, value)?;
+    if seen.is == Is::Bare {
+        scale.own(size);
+    }
+    Ok(seen)
 }
 
 /// A struct, tuple or variant under way.
@@ -166,13 +196,23 @@ struct Fields<'a> {
     need: usize,
     align: usize,
     at: Option<usize>,
+    is_first: bool,
 }
 
 impl Fields<'_> {
     #[inline]
     fn field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
         let (size, align) = (size_of_val(value), align_of_val(value));
-        if part(&mut self.scale, size, align, value)?.is != Is::Name && size > 0 {
+        let is_first = std::mem::replace(&mut self.is_first, false);
+        let seen = part(&mut self.scale, size, align, value)?;
+        if seen.is == Is::Bare {
+            // The tag of a variant comes first.
+            if !(is_first && size <= LONGEST_TAG) {
+                self.scale.own(size);
+                self.need = self.need.saturating_add(seen.size);
+                self.align = self.align.max(seen.align);
+            }
+        } else if size > 0 {
             self.need = self.need.saturating_add(size);
             self.align = self.align.max(align);
             self.at.get_or_insert(address(value));
@@ -202,7 +242,7 @@ struct Largest {
 impl Largest {
     #[inline]
     fn add(&mut self, seen: Seen) {
-        if seen.is == Is::Data {
+        if seen.is != Is::Nothing {
             self.size = self.size.max(seen.size);
             self.align = self.align.max(seen.align);
         }
@@ -293,23 +333,40 @@ struct Entries<'a> {
     count: usize,
     key: Largest,
     value: Largest,
-    is_field: bool,
+    /// The length of the last key, where that was a bare text.
+    name: Option<usize>,
 }
 
 impl Entries<'_> {
     #[inline]
     fn key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Refusal> {
-        let seen = element(&mut self.fields.scale, key)?;
-        self.is_field = seen.is == Is::Name;
-        self.key.add(seen);
+        let (size, align) = (size_of_val(key), align_of_val(key));
+        let seen =
+            part(&mut self.fields.scale, if (size, align) == (WORD, WORD) { UNKNOWN } else { size }, align, key)?;
+        self.name = (seen.is == Is::Bare).then_some(size);
+        if self.name.is_none() {
+            self.key.add(seen);
+        }
         Ok(())
     }
 
     #[inline]
     fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
-        if self.is_field {
-            return self.fields.field(value);
+        if let Some(name) = self.name {
+            let Scale { at, size, .. } = self.fields.scale;
+            let is_known = size != UNKNOWN && size > 2 * WORD;
+            let is_bare = size_of::<&T>() > WORD;
+            let is_within = is_known && !is_bare && (at..at + size).contains(&address(value));
+            let is_tag = is_bare && self.fields.is_first && size_of_val(value) <= LONGEST_TAG;
+            if !is_within && !is_tag {
+                self.fields.scale.own(name);
+            }
+            if is_within || is_tag || !(is_known || is_bare) {
+                return self.fields.field(value);
+            }
+            self.key.add(Seen { size: 3 * WORD, align: WORD, at: None, is: Is::Data });
         }
+        self.fields.is_first = false;
         self.value.add(element(&mut self.fields.scale, value)?);
         self.count += 1;
         Ok(())
@@ -397,11 +454,11 @@ impl<'a> Serializer for Scale<'a> {
     fn serialize_u128(self, _: u128) -> Result<Seen, Refusal> {
         self.scalar(16)
     }
-    fn serialize_f32(self, _: f32) -> Result<Seen, Refusal> {
-        self.scalar(4)
+    fn serialize_f32(self, v: f32) -> Result<Seen, Refusal> {
+        self.number(4, v.is_finite())
     }
-    fn serialize_f64(self, _: f64) -> Result<Seen, Refusal> {
-        self.scalar(8)
+    fn serialize_f64(self, v: f64) -> Result<Seen, Refusal> {
+        self.number(8, v.is_finite())
     }
     fn serialize_char(self, _: char) -> Result<Seen, Refusal> {
         self.scalar(4)
@@ -483,7 +540,7 @@ impl<'a> Serializer for Scale<'a> {
     }
     fn serialize_map(self, _: Option<usize>) -> Result<Entries<'a>, Refusal> {
         let fields = self.deeper()?.fields(false);
-        Ok(Entries { fields, count: 0, key: Largest::default(), value: Largest::default(), is_field: false })
+        Ok(Entries { fields, count: 0, key: Largest::default(), value: Largest::default(), name: None })
     }
     fn serialize_struct(self, _: &'static str, _: usize) -> Result<Fields<'a>, Refusal> {
         Ok(self.deeper()?.fields(false))

@@ -105,13 +105,14 @@ fn key(expansion: &Expansion<'_>) -> TokenStream {
 }
 
 fn ttl(expansion: &Expansion<'_>) -> TokenStream {
-    let door = &expansion.door;
+    let (door, output) = (&expansion.door, &expansion.model.output);
+    let shape = expansion.shape(&quote!(Self));
     let documentation = format!(
         "How long the value of `{}` for these arguments still lives, `None` where there is none.\n\n\
          Takes the arguments that are in the key.\n\n# Errors\n\nWhere the cache cannot be asked.",
         name(expansion)
     );
-    let body = quote_spanned!(Span::mixed_site()=> call.ttl().await);
+    let body = quote_spanned!(Span::mixed_site()=> call.ttl::<#output, _>(#shape).await);
     let result = quote! {
         ::core::result::Result<::core::option::Option<::core::time::Duration>, #door::Error>
     };

@@ -168,7 +168,7 @@ pub fn what_was_invalidated_is_never_read() {
         }
         if either() {
             let world = world.clone();
-            tasks.push(spawn(async move { drop(touch(&world.target()).await) }));
+            tasks.push(spawn(async move { drop(touch::<u64>(&world.target()).await) }));
         }
         ended(tasks).await;
         world.settle().await;

@@ -78,7 +78,8 @@ async fn ask<T: CacheValue>(
         let sent = leader.sending();
         // From here on the lease may be ours, whatever becomes of this call.
         let mut release = Release::new(remote, &lease, call.state.options.op_timeout);
-        let leased = remote.lease(&mut call.budget, &mut lease, period, ttl, call.seen.as_deref()).await;
+        let purpose = call.target.purpose::<T>();
+        let leased = remote.lease(&mut call.budget, &mut lease, period, ttl, &purpose, call.seen.as_deref()).await;
         if leased.is_ok() {
             release.lease = None;
         } else if release.token() != lease.token {

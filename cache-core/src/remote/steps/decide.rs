@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use bb8_redis::redis::{Cmd, Value, cmd};
 
-use crate::value::envelope::{GENERATION, GENERATIONS_AT, HEAD, MAGIC, SEEN, STAMP, held, is_of_later_format};
+use crate::value::envelope::{
+    GENERATION, GENERATIONS_AT, HEAD, MAGIC, SEEN, STAMP, held, is_for, is_newer_with_other_tags, is_of_later_format,
+};
 
 /// What one call read.
 pub(super) struct Seen<'a> {
@@ -154,13 +156,15 @@ fn write(commands: Vec<Cmd>, answer: Answer) -> Option<Decision> {
 const NO: Option<Decision> = Some(Decision::Answer(Value::Int(0)));
 
 pub(super) fn lease(seen: &Seen<'_>) -> Option<Decision> {
-    let [token, period, refused, _, earlier, new @ ..] = seen.args else { return None };
+    let [token, period, refused, _, earlier, purpose, new @ ..] = seen.args else { return None };
     let [value, lease, ..] = seen.keys else { return None };
     let mut commands = Vec::new();
     let noted = seen.keep(2, seen.number(3)?, Some(new), &mut commands)?;
     let generations = noted[GENERATION..].to_vec();
-    // One of a later format is left alone by the caller.
-    if (seen.is_valid(&generations) && seen.head[..SEEN] != **refused) || is_of_later_format(&seen.head) {
+    // One of a later format, or of a newer version with other tags, is left alone by the caller.
+    let is_newer =
+        seen.head.len() >= HEAD && is_newer_with_other_tags(&seen.head, purpose, generations.len() / GENERATION);
+    if ((seen.is_valid(&generations) || is_newer) && seen.head[..SEEN] != **refused) || is_of_later_format(&seen.head) {
         commands.push(command("GET", value));
         let at = commands.len() - 1;
         return write(commands, Answer::Found(at, generations));
@@ -249,10 +253,10 @@ pub(super) fn set(seen: &Seen<'_>) -> Option<Decision> {
 }
 
 pub(super) fn touch(seen: &Seen<'_>) -> Option<Decision> {
-    let [stamp, ttl, _] = seen.args else { return None };
+    let [stamp, ttl, _, purpose] = seen.args else { return None };
     let mut commands = Vec::new();
     let Some(generations) = seen.keep(1, seen.number(2)?, None, &mut commands) else { return NO };
-    if !seen.is_valid(&generations) {
+    if !seen.is_valid(&generations) || !is_for(&seen.head, purpose) {
         return NO;
     }
     commands.push(command("SETRANGE", seen.keys[0]).arg(STAMP).arg(*stamp).take());

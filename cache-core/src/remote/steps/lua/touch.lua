@@ -1,9 +1,12 @@
 -- KEYS: value, generations…
--- ARGV: stamp, TTL ms, ms to keep generations
+-- ARGV: stamp, TTL ms, ms to keep generations, what it is touched for (version, owner, schema)
 local count = #KEYS - 1
 local ids = redis.call('MGET', unpack(KEYS, 2))
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 87 + 16 * count)
 if type(head) ~= 'string' or #head ~= 88 + 16 * count or head:sub(1, 4) ~= 'CCE\2' or head:byte(23) ~= count then
+  return 0
+end
+if head:sub(25, 28) .. head:sub(33, 52) ~= ARGV[4] then
   return 0
 end
 for i = 1, count do
