@@ -31,6 +31,8 @@ pub(crate) enum Detail {
     UnknownScript,
     /// The server runs no scripts for this user, or for anybody.
     ScriptsForbidden,
+    /// The key holds another type of value than the command is for.
+    WrongType,
     /// The user's own code failed, and may do better another time.
     UsersCode,
 }

@@ -108,11 +108,12 @@ edges! {
     Unusable => unusable,
     /// Entries of a newer version of the type, left alone for the newer binary.
     NewerVersion => newer_version,
-    /// Commands to Redis that failed or were not sent because Redis failed a moment ago.
+    /// Calls that read or store whose command to Redis failed, or was not sent because Redis failed a moment ago. Not
+    /// counted are `get`, `exists`, `ttl` and `touch`, whose caller gets the error, and invalidations.
     RemoteError => remote_errors,
     /// Calls that ran uncached: bad key, no tenant where one is demanded, a fetch that asked for its own key.
     Bypassed => bypassed,
-    /// Invalidations, of keys, patterns, keyspaces and tenants.
+    /// Keys and keyspaces invalidated. A pattern, a tag and a tenant are of no one profile, and not counted.
     Invalidation => invalidations,
 }
 

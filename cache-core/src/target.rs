@@ -194,20 +194,21 @@ impl Target<'_> {
         self.keep(value, [asked_at.saturating_add(near_ttl), Instant::MAX], watch, slot, weight);
     }
 
-    /// Keeps a value in a cache that has no remote tier. `Err` when its size cannot be told or is too large.
+    /// Keeps a value in a cache that has no remote tier. False where no value is kept near. `Err` when its size cannot be told or is too large.
     pub(crate) fn keep_alone<T: CacheValue>(
         &self,
         value: &Cached<T>,
         ttl: Duration,
         watch: Watch,
         slot: Slot,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let weight = self.weigh(value)?;
         if self.keep(value, [self.state.clock.now().saturating_add(ttl), Instant::MAX], watch, slot, weight) {
-            return Ok(());
+            return Ok(self.state.options.near_bytes > 0);
         }
         let message = format!(
-            "a value of profile {} takes {weight} bytes of memory, too much for the near tier; see `Builder::near_bytes`",
+            "a value of profile {} takes {weight} bytes of memory, too much for the near tier or one tenant's share of it; \
+             see `Builder::near_bytes` and `Builder::near_share`",
             self.profile.name()
         );
         Err(Error::new(ErrorKind::TooLarge, message))

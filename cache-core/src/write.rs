@@ -107,8 +107,9 @@ pub(crate) async fn set<T: CacheValue>(target: &Target<'_>, value: Cached<T>) ->
             return Ok(());
         }
         let kept = target.keep_alone(&value, ttl, watch, slot);
-        kept.inspect_err(|error| counters.note(Edge::not_stored(error)))?;
-        counters.note(Edge::Stored);
+        if kept.inspect_err(|error| counters.note(Edge::not_stored(error)))? {
+            counters.note(Edge::Stored);
+        }
         return Ok(());
     };
     let encoded = match encode(target, remote, &value, ttl, Duration::ZERO) {

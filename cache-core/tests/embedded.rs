@@ -425,3 +425,22 @@ async fn a_deposed_leader_stores_nothing_that_was_invalidated_meanwhile() {
     assert_eq!(*leader.await.unwrap(), "old", "its own call began before");
     assert_eq!(*acme.try_get_or_fetch(&key, || fetched("new")).await.unwrap(), "new");
 }
+
+/// Nothing is kept, and nothing is counted as stored.
+#[tokio::test]
+async fn without_a_near_tier_nothing_counts_as_stored() {
+    let cache = Cache::builder().near_bytes(0).build().unwrap();
+    let acme = cache.tenant("acme").unwrap();
+    acme.set(&REPORTS.key("x"), "v".to_owned()).await.unwrap();
+    assert_eq!(*acme.try_get_or_fetch(&REPORTS.key("x"), || fetched("w")).await.unwrap(), "w");
+    assert_eq!((acme.get(&REPORTS.key("x")).await.unwrap(), cache.stats().total.stored), (None, 0));
+}
+
+#[tokio::test]
+async fn invalidations_of_keys_and_keyspaces_are_counted() {
+    let cache = Cache::in_memory();
+    let acme = cache.tenant("acme").unwrap();
+    assert!(acme.invalidate(&REPORTS.key("x")).await.is_applied());
+    assert!(acme.invalidate_keyspace(&REPORTS).await.is_applied());
+    assert_eq!(cache.stats().profiles["report"].invalidations, 2);
+}

@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -262,4 +263,53 @@ async fn an_absent_server_is_no_error_at_start() {
     degrades(&cache.tenant("acme").unwrap()).await;
     server.restart();
     until_used_again(&cache.tenant("acme").unwrap()).await;
+}
+
+/// While a script keeps the server busy nobody knows whether there is a value, and a look says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_server_is_an_error_to_every_look_and_not_a_missing_value() {
+    let server = Server::with_args(&["--lua-time-limit", "1"]);
+    let cache = builder(&server.url()).near_bytes(0).op_timeout(Duration::from_secs(20)).connect().await.unwrap();
+    let acme = cache.tenant("acme").unwrap();
+    let key = REPORTS.key("x");
+    acme.set(&key, "v".to_owned()).await.unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| server.cli(&["EVAL", "while true do end", "0"]));
+        while server.cli(&["PING"]) == "PONG" {
+            thread::yield_now();
+        }
+        let looks = async {
+            let results =
+                [acme.get(&key).await.map(drop), acme.exists(&key).await.map(drop), acme.ttl(&key).await.map(drop)];
+            let health = cache.health().await;
+            (results, health)
+        };
+        let (results, health) = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(looks));
+        server.cli(&["SCRIPT", "KILL"]);
+        for result in results {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Server);
+        }
+        assert_eq!((health.status, health.connected), (Status::Degraded, true));
+        assert!(health.error.unwrap().to_string().contains("BUSY"));
+    });
+    assert!(acme.exists(&key).await.unwrap());
+}
+
+/// Health says why a write is refused that asks for no right: too few replicas, and no memory.
+#[tokio::test]
+async fn health_says_why_a_server_takes_no_writes() {
+    let server = Server::with_args(&["--min-replicas-to-write", "1"]);
+    let cache = builder(&server.url()).connect().await.unwrap();
+    let acme = cache.tenant("acme").unwrap();
+    assert_eq!(acme.invalidate(&REPORTS.key("x")).await, Invalidated::Pending);
+    let health = cache.health().await;
+    assert_eq!((health.status, health.connected), (Status::Degraded, true));
+    assert!(health.error.unwrap().to_string().contains("NOREPLICAS"));
+    server.cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    assert_eq!(cache.health().await.status, Status::Healthy);
+
+    let server = Server::with_args(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]);
+    let cache = builder(&server.url()).connect().await.unwrap();
+    let error = cache.health().await.error.unwrap();
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
 }

@@ -454,7 +454,7 @@ async fn a_set_that_arrives_too_late_is_not_stored() {
     assert!(free.invalidate(&key).await.is_applied());
     proxy.reset();
     let exec = calls_of(&server, "exec");
-    proxy.hold(Hold::Command("MULTI"));
+    proxy.hold(Hold::Command("SET"));
     let begun = Instant::now();
     let error = acme.set(&key, "late".to_owned()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");

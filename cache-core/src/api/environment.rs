@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use super::{
     config::{Secret, ServerConfig},
-    given::{boolean, duration, invalid, number, seconds},
+    given::{CONNECT_TIMEOUT, OP_TIMEOUT, POOL_SIZE, boolean, duration, invalid, number, seconds, within},
 };
 use crate::{
     error::Error,
+    key::check_root,
     options::{Options, PoolOptions},
     value::check_ttl,
 };
@@ -35,23 +36,30 @@ pub(crate) fn read_env(
     server.ca_file = var("REDIS_SSL_CA_CERTS").map(str::to_owned);
     server.cert_file = var("REDIS_SSL_CERTFILE").map(str::to_owned);
     server.key_file = var("REDIS_SSL_KEYFILE").map(str::to_owned);
+    if server.cert_file.is_some() != server.key_file.is_some() {
+        return Err(invalid("REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE belong together; set both or none"));
+    }
     if let Some(value) = var("REDIS_MAX_CONNECTIONS") {
-        pool.size = number("REDIS_MAX_CONNECTIONS", value)?;
+        let name = "REDIS_MAX_CONNECTIONS";
+        pool.size = within(name, number(name, value)?, &POOL_SIZE)?;
     }
     if let Some(value) = var("REDIS_SOCKET_TIMEOUT") {
-        options.op_timeout = seconds("REDIS_SOCKET_TIMEOUT", value)?;
+        let name = "REDIS_SOCKET_TIMEOUT";
+        options.op_timeout = within(name, seconds(name, value)?, &OP_TIMEOUT)?;
     }
     if let Some(value) = var("REDIS_SOCKET_CONNECT_TIMEOUT") {
-        pool.connect_timeout = seconds("REDIS_SOCKET_CONNECT_TIMEOUT", value)?;
+        let name = "REDIS_SOCKET_CONNECT_TIMEOUT";
+        pool.connect_timeout = within(name, seconds(name, value)?, &CONNECT_TIMEOUT)?;
     }
     if let Some(value) = var("REDIS_RETRY_ON_TIMEOUT") {
         // Read for its mistakes only: a call that timed out goes on to the fetch, which a retry would only delay.
         boolean("REDIS_RETRY_ON_TIMEOUT", value)?;
     }
     if let Some(root) = var("CACHE_ROOT") {
+        check_root(root).map_err(|error| invalid(format!("CACHE_ROOT: {error}")))?;
         root.clone_into(&mut options.root);
     }
-    for (name, value) in vars {
+    for (name, value) in vars.iter().filter(|(_, value)| !value.is_empty()) {
         if let Some(profile) = name.strip_prefix("CACHE_TTL_") {
             let profile = profile.to_ascii_lowercase();
             let ttl = duration(name, value)?;
@@ -103,10 +111,24 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_variable_counts_as_unset() {
+        let (options, pool, ..) =
+            env(&[("CACHE_TTL_JOB", ""), ("CACHE_ROOT", ""), ("REDIS_MAX_CONNECTIONS", "")]).unwrap();
+        assert!(options.ttl_overrides.is_empty());
+        assert_eq!((options.root.as_str(), pool.size), ("cache", 10));
+    }
+
+    #[test]
     fn a_wrong_variable_is_named() {
         for (name, value) in [
             ("REDIS_MAX_CONNECTIONS", "many"),
             ("REDIS_SOCKET_TIMEOUT", "-1"),
+            ("REDIS_MAX_CONNECTIONS", "0"),
+            ("REDIS_SOCKET_TIMEOUT", "120"),
+            ("REDIS_SOCKET_CONNECT_TIMEOUT", "1h"),
+            ("CACHE_ROOT", "Prod"),
+            ("REDIS_SSL_CERTFILE", "cert.pem"),
+            ("REDIS_SSL_KEYFILE", "key.pem"),
             ("REDIS_SSL", "perhaps"),
             ("CACHE_TTL_JOB", "0s"),
             ("CACHE_TTL_JOB", "90"),

@@ -1,11 +1,28 @@
 //! Settings given as text: numbers, times, yes or no. A mistake is named with what was given and what is allowed.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use crate::error::{Error, ErrorKind};
 
 pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidConfig, message.into())
+}
+
+/// What is allowed of settings that have a variable of their own.
+pub(super) const OP_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
+pub(super) const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(600);
+pub(super) const POOL_SIZE: RangeInclusive<u32> = 1..=1000;
+
+/// The value, if it is allowed; `name` is that of the setting.
+pub(super) fn within<T: PartialOrd + std::fmt::Debug>(
+    name: &str,
+    value: T,
+    allowed: &RangeInclusive<T>,
+) -> Result<T, Error> {
+    if allowed.contains(&value) {
+        return Ok(value);
+    }
+    Err(invalid(format!("{name} is {value:?}; allowed are {:?} to {:?}", allowed.start(), allowed.end())))
 }
 
 /// A whole number; `name` is that of the setting.

@@ -42,14 +42,15 @@ pub enum Status {
     InProcess,
     /// Redis answers, and is ready.
     Healthy,
-    /// Redis does not answer, still loads its data set, is a replica, or denies its user a right that the cache needs:
-    /// what it cannot do is done without it, so calls fetch, and near copies live at most three seconds.
+    /// Redis does not answer, still loads its data set, is a replica, denies its user a right that the cache needs, or
+    /// refuses a command of the cache for another reason: it is full, busy with a script, cannot save, has too few replicas.
+    /// What it cannot do is done without it, so calls fetch, and near copies live at most three seconds.
     Degraded,
 }
 
 impl Health {
     pub(super) fn connected(condition: Condition) -> Self {
-        let Condition { info, latency, lacks } = condition;
+        let Condition { info, latency, trouble } = condition;
         let info = info.unwrap_or_default();
         let field = |name: &str| {
             info.lines()
@@ -61,7 +62,7 @@ impl Health {
         let unusable = match (field("loading").as_deref(), field("role").as_deref()) {
             (Some("1"), _) => Some(Error::new(ErrorKind::Loading, LOADING)),
             (_, Some("slave" | "replica")) => Some(Error::new(ErrorKind::ReadOnly, READ_ONLY)),
-            _ => lacks,
+            _ => trouble,
         };
         Self {
             status: if unusable.is_some() { Status::Degraded } else { Status::Healthy },

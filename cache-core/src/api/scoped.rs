@@ -22,7 +22,8 @@ use crate::{
 /// The keys of one tenant, or those that belong to none. A cheap clone, made by [`Cache::tenant`] or
 /// [`Cache::global`].
 ///
-/// All verbs that read first look into the near tier, at no round trip.
+/// All verbs that give a value first look into the near tier, at no round trip. [`exists`](Self::exists) and
+/// [`ttl`](Self::ttl) ask Redis where there is one.
 #[derive(Clone, Debug)]
 pub struct Scoped {
     cache: Cache,
@@ -296,7 +297,7 @@ impl Scoped {
         Box::pin(async move { write::set(&target, value).await }).await
     }
 
-    /// Whether a tier has a value. Cost: at most one round trip, which does not move the value.
+    /// Whether there is a value. Cost: one round trip beside Redis, which does not move the value.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -316,7 +317,7 @@ impl Scoped {
     /// Gives the value its full TTL again, jittered. False where there is none. Cost: at most one round trip.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// As [`get`](Self::get), and a cache that is closed or disabled.
     pub async fn touch<T: CacheValue>(&self, key: &Key<T>) -> Result<bool, Error> {
         let target = self.target(key)?;
         Box::pin(async move { read::touch::<T>(&target).await }).await
@@ -365,7 +366,7 @@ impl Scoped {
         }
     }
 
-    /// Removes values. Cost: at most one round trip for all.
+    /// Removes values. Cost: one round trip for each 128 keys, one after the other, each within `op_timeout`.
     pub async fn invalidate_many<T: 'static>(&self, keys: &[Key<T>]) -> Invalidated {
         let (mut names, mut others) = (Vec::with_capacity(keys.len()), Invalidated::Applied);
         for key in keys {
@@ -382,7 +383,7 @@ impl Scoped {
 
     /// Removes what a pattern over `profile:identifier` covers, for instance `workflow_def:abc*`. `*` stands for any
     /// text and is the only wildcard. Cost: one round trip where it covers a whole profile (`workflow_def:*`) or
-    /// tenant (`*`); else one per thousand keys on the server, which is never blocked.
+    /// tenant (`*`); else one SCAN per thousand keys on the server, and an UNLINK where one of these is covered. The server is never blocked.
     ///
     /// A pattern has at most 512 bytes, percent-encoded. A longer one removes nothing and is `Pending`, an empty one covers
     /// nothing; both are reported in the log.
@@ -399,7 +400,9 @@ impl Scoped {
 
     /// Removes all values of a keyspace of this tenant. Cost: one round trip, at any size.
     pub async fn invalidate_keyspace<T>(&self, keyspace: &Keyspace<T>) -> Invalidated {
-        invalidate::keyspace(&self.cache.state, &self.prefix, keyspace.profile().name()).await
+        let profile = keyspace.profile().name();
+        self.cache.state.stats.note(profile, Edge::Invalidation);
+        invalidate::keyspace(&self.cache.state, &self.prefix, profile).await
     }
 
     /// Removes all values of this tenant that were stored with this tag; see [`Key::with_tags`]. Cost: one round trip,

@@ -89,6 +89,15 @@ impl Lifecycle<Box<str>, Stored> for Outside {
     }
 }
 
+/// Entries that the map holds no more count no more for their tenants, whoever holds them for longer.
+pub(super) fn give_back<'g>(gone: impl IntoIterator<Item = &'g Gone>) {
+    for (_, stored) in gone {
+        if let Some(charge) = &stored.charge {
+            charge.give_back();
+        }
+    }
+}
+
 /// Drops entries, under no lock.
 pub(super) fn discard(gone: impl IntoIterator<Item = Gone>) {
     for entry in gone {

@@ -17,7 +17,7 @@ pub(crate) use self::{
     stripes::{Stripes, Watch},
 };
 use self::{
-    entry::{Gone, OVERHEAD, Outside, Stored, Weight, discard, drop_quietly},
+    entry::{Gone, OVERHEAD, Outside, Stored, Weight, discard, drop_quietly, give_back},
     shares::Shares,
 };
 use crate::{
@@ -131,7 +131,9 @@ impl Near {
     pub(crate) fn insert(&self, scope: &str, key: &str, entry: Entry, bytes: usize) -> bool {
         let queued = if self.shares.is_some() { key.len() + shares::OVERHEAD } else { 0 };
         let weight = bytes.saturating_add(key.len() + OVERHEAD + queued);
-        let Some(weight) = u32::try_from(weight).ok().filter(|weight| u64::from(*weight) <= self.largest) else {
+        let fits =
+            |weight: u64| weight <= self.largest && self.shares.as_ref().is_none_or(|shares| shares.fits(weight));
+        let Some(weight) = u32::try_from(weight).ok().filter(|weight| fits(u64::from(*weight))) else {
             self.remove(key);
             return false;
         };
@@ -144,11 +146,14 @@ impl Near {
         }
         if let Some((shares, charge)) = self.shares.as_ref().zip(charge) {
             shares.queue(key, &charge);
+            give_back(&gone);
             while let Some((key, oldest)) = shares.next_over(&charge) {
                 let is_oldest = |stored: &Stored| {
                     stored.charge.as_ref().is_some_and(|charge| oldest.as_ptr() == Arc::as_ptr(charge))
                 };
-                gone.extend(self.entries.remove_if(&*key, is_oldest));
+                let removed = self.entries.remove_if(&*key, is_oldest);
+                give_back(&removed);
+                gone.extend(removed);
             }
         }
         discard(gone);
@@ -156,7 +161,7 @@ impl Near {
     }
 
     /// Lets the entry under `key` be fresh for longer, if [`get`](Self::get) would return it: until when, `renewed` makes of
-    /// until when it is fresh now. False if there is none, or `renewed` has nothing to say.
+    /// until when it is fresh now. False if there is none, it says that there is no value, or `renewed` has nothing to say.
     pub(crate) fn touch(
         &self,
         key: &str,
@@ -168,7 +173,8 @@ impl Near {
         // Where the entry is removed meanwhile the last of its value is here: it outlives the lock.
         let mut gone = Vec::new();
         let touched = self.touch_locked(&mut gone, key, |entry| {
-            let fresh_until = renewed(entry.fresh_until).filter(|_| self.is_valid(entry, tags, origin, now))?;
+            let is_value = !entry.negative && self.is_valid(entry, tags, origin, now);
+            let fresh_until = renewed(entry.fresh_until).filter(|_| is_value)?;
             // Its watch is kept: an invalidation in between still counts.
             Some(Entry { fresh_until, ..entry.clone() })
         });
@@ -327,6 +333,54 @@ mod tests {
         assert!(newest && b == 400 && (200..700).contains(&a), "{a} {b}");
         let (_, b, _) = flood(100);
         assert!(b < 400, "without a share the other tenant suffers: {b}");
+    }
+
+    #[test]
+    fn a_tenant_over_its_share_loses_no_more_than_it_is_over() {
+        let near = near(20);
+        let limit = (1 << 20) / 100 * 20;
+        let mut most = 0;
+        for i in 0..3_000 {
+            let key = format!("a{i}");
+            assert!(near.insert("a", &key, entry(&near, &key), 8));
+            assert_eq!(get(&near, &key, after(0)), Some(7), "{i}");
+            let (entries, bytes) = near.size();
+            assert!(bytes <= limit && entries + 8 >= most, "{entries} of {most}, {bytes}");
+            most = most.max(entries);
+        }
+        assert!(most > 400, "{most}");
+    }
+
+    /// 1. A tenant fills its share. 2. Somebody reads its oldest entry, and is held up. 3. That entry is evicted for a
+    ///    newer one.
+    #[test]
+    fn what_is_read_while_it_is_evicted_counts_no_more() {
+        let near = near(20);
+        let mut held = None;
+        for i in 0..3_000 {
+            let key = format!("a{i}");
+            near.insert("a", &key, entry(&near, &key), 8);
+            held = held.or_else(|| near.entries.get("a0"));
+            assert_eq!(get(&near, &key, after(0)), Some(7), "{i}");
+        }
+        assert!(near.entries.get("a0").is_none() && near.size().0 > 400, "{:?}", near.size());
+    }
+
+    #[test]
+    fn a_value_larger_than_the_share_costs_its_tenant_nothing_else() {
+        let near = Near::new(1 << 20, 1 << 18, 20, 1 << 16);
+        for i in 0..10 {
+            assert!(near.insert("a", &i.to_string(), entry(&near, "k"), 8));
+        }
+        assert!(!near.insert("a", "0", entry(&near, "k"), 220_000), "more than 20 %");
+        assert_eq!((get(&near, "0", after(0)), near.size().0), (None, 9));
+    }
+
+    #[test]
+    fn a_cached_none_is_not_touched() {
+        let (near, end) = (near(100), after(1000));
+        near.insert("tenant", "k", Entry { fresh_until: end, negative: true, ..entry(&near, "k") }, 8);
+        assert!(!near.touch("k", &[], &Origin::none(), after(0), Some));
     }
 
     #[test]

@@ -31,16 +31,23 @@ struct Share {
     entries: Mutex<VecDeque<(Box<str>, Weak<Charge>)>>,
 }
 
-/// The bytes of one entry, counted until it is dropped.
+/// The bytes of one entry, counted until it is [given back](Self::give_back) or dropped.
 #[derive(Debug)]
 pub(super) struct Charge {
     share: Arc<Share>,
-    bytes: u64,
+    bytes: AtomicU64,
+}
+
+impl Charge {
+    /// Counts no more. Who reads the entry just now may hold it for longer.
+    pub(super) fn give_back(&self) {
+        self.share.bytes.fetch_sub(self.bytes.swap(0, Ordering::SeqCst), Ordering::SeqCst);
+    }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.share.bytes.fetch_sub(self.bytes, Ordering::SeqCst);
+        self.give_back();
     }
 }
 
@@ -49,11 +56,16 @@ impl Shares {
         Self { limit, tenants: Mutex::default() }
     }
 
+    /// Whether one entry may take so many bytes.
+    pub(super) fn fits(&self, bytes: u64) -> bool {
+        bytes <= self.limit
+    }
+
     /// Counts an entry that is about to be stored.
     pub(super) fn charge(&self, scope: &str, bytes: u64) -> Arc<Charge> {
         let share = self.share(scope);
         share.bytes.fetch_add(bytes, Ordering::SeqCst);
-        Arc::new(Charge { share, bytes })
+        Arc::new(Charge { share, bytes: AtomicU64::new(bytes) })
     }
 
     fn share(&self, scope: &str) -> Arc<Share> {

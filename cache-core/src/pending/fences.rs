@@ -1,11 +1,14 @@
 //! Write fences of this process: keys under which nothing may be stored for a while. Without Redis there are no others;
 //! beside Redis they count where it was not asked, or did not answer.
 
-use std::collections::HashMap;
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+};
 
 use crate::{
     clock::Instant,
-    sync::{AtomicUsize, Mutex, Ordering},
+    sync::{Arc, AtomicUsize, Mutex, Ordering},
 };
 
 /// Most fences at a time.
@@ -15,28 +18,51 @@ const CAP: usize = 65_536;
 pub(crate) struct Fences {
     /// How many there may be: all that is looked at while there is none.
     count: AtomicUsize,
-    until: Mutex<HashMap<Box<str>, Instant>>,
+    up: Mutex<Up>,
+}
+
+#[derive(Debug, Default)]
+struct Up {
+    until: HashMap<Arc<str>, Instant>,
+    /// Each key once, with an end that its fence does not precede: what has ended is found without a look at the rest.
+    ends: BinaryHeap<Reverse<(Instant, Arc<str>)>>,
+}
+
+impl Up {
+    /// Takes down what has ended.
+    fn tidy(&mut self, now: Instant) {
+        while let Some(Reverse((end, _))) = self.ends.peek()
+            && *end <= now
+            && let Some(Reverse((_, key))) = self.ends.pop()
+        {
+            match self.until.get(&key) {
+                Some(until) if now < *until => self.ends.push(Reverse((*until, key))),
+                _ => drop(self.until.remove(&key)),
+            }
+        }
+    }
 }
 
 impl Fences {
-    /// Puts a fence up; one that lasts longer stays. False when there are too many.
+    /// Puts a fence up; one that lasts longer stays. False when there are too many. Cost: grows with the logarithm of
+    /// their number.
     pub(crate) fn put_up(&self, key: &str, until: Instant, now: Instant) -> bool {
-        let mut fences = self.until.lock();
-        if fences.len() >= CAP || fences.len() == fences.capacity() {
-            fences.retain(|_, until| now < *until);
+        let mut up = self.up.lock();
+        up.tidy(now);
+        let is_up = up.until.get_mut(key).map(|end| *end = until.max(*end)).is_some();
+        let is_room = is_up || up.until.len() < CAP;
+        if is_room && !is_up {
+            let key: Arc<str> = key.into();
+            up.ends.push(Reverse((until, key.clone())));
+            up.until.insert(key, until);
         }
-        let is_room = fences.len() < CAP || fences.contains_key(key);
-        if is_room {
-            let fence = fences.entry(key.into()).or_insert(until);
-            *fence = until.max(*fence);
-        }
-        self.count.store(fences.len(), Ordering::SeqCst);
+        self.count.store(up.until.len(), Ordering::SeqCst);
         is_room
     }
 
     /// Whether a fence is up.
     pub(crate) fn is_up(&self, key: &str, now: Instant) -> bool {
-        self.count.load(Ordering::SeqCst) > 0 && self.until.lock().get(key).is_some_and(|until| now < *until)
+        self.count.load(Ordering::SeqCst) > 0 && self.up.lock().until.get(key).is_some_and(|until| now < *until)
     }
 }
 
@@ -57,5 +83,23 @@ mod tests {
         let put_up = (0..CAP + 10).filter(|n| fences.put_up(&n.to_string(), at(1_000), at(200))).count();
         assert_eq!(put_up, CAP);
         assert!(fences.put_up("later", at(2_000), at(1_000)), "those that ended make room");
+        let up = fences.up.lock();
+        assert_eq!((up.until.len(), up.ends.len()), (1, 1));
+    }
+
+    /// Fetches wait for whoever puts one up.
+    #[test]
+    fn one_too_many_costs_no_look_at_all_the_others() {
+        let (fences, now) = (Fences::default(), Clock::Coarse.now());
+        let at = |ms| now.saturating_add(Duration::from_millis(ms));
+        assert!((0..CAP as u64).all(|n| fences.put_up(&n.to_string(), at(1_000 + n), now)));
+        let begun = std::time::Instant::now();
+        assert!((0..10_000).all(|n| !fences.put_up(&format!("over {n}"), at(1_000_000), now)));
+        // A look at all of them takes three milliseconds.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        // One that was made longer ends when it is said to.
+        assert!(fences.put_up("0", at(1_500), now));
+        assert!(fences.put_up("over", at(2_000), at(1_100)) && fences.is_up("0", at(1_499)));
+        assert!(fences.put_up("over", at(2_000), at(1_500)) && !fences.up.lock().until.contains_key("0"));
     }
 }

@@ -52,8 +52,8 @@ pub(crate) struct Condition {
     pub(crate) info: Option<String>,
     /// How long the answer took.
     pub(crate) latency: Duration,
-    /// The rights that are missing, as an error that says how to give them.
-    pub(crate) lacks: Option<Error>,
+    /// The rights that are missing, as an error that says how to give them; or else why the server refuses a command.
+    pub(crate) trouble: Option<Error>,
 }
 
 pub(super) fn account(root: &str, topology: &Topology) -> Account {
@@ -66,30 +66,55 @@ pub(super) fn account(root: &str, topology: &Topology) -> Account {
 }
 
 impl Remote {
-    /// Asks the server how it is, and tries our rights. Cost: one round trip.
+    /// Asks the server how it is, and tries our commands. Cost: one round trip, two where scripts are forbidden.
     pub(crate) async fn condition(&self) -> Result<Condition, Error> {
-        let questions = self.questions();
-        let begun = tokio::time::Instant::now();
-        let replies = self.wire.ask(&questions).await?;
-        let latency = begun.elapsed();
-        let mut rights: Vec<Right> = replies.iter().filter_map(lacked).collect();
+        let (mut replies, latency, forbidden) = loop {
+            let forbidden = self.scripts.are_forbidden();
+            let begun = tokio::time::Instant::now();
+            let replies = self.wire.ask(&self.questions(forbidden)).await?;
+            if forbidden || !replies.iter().any(|reply| says(reply, &Said::ScriptsForbidden)) {
+                break (replies.into_iter(), begun.elapsed(), forbidden);
+            }
+            // Found out just now: other rights are needed.
+            self.scripts.forbid();
+        };
+        let (info, role) = (replies.next().unwrap_or(Value::Nil), replies.next().unwrap_or(Value::Nil));
+        let mut needed: Vec<Value> = replies.collect();
+        if forbidden && let Some(exec) = needed.pop() {
+            needed.extend(if lacked(&exec).is_some() { Some(exec) } else { self.try_transaction().await? });
+        }
+        let mut rights: Vec<Right> = [&info, &role].into_iter().chain(&needed).filter_map(lacked).collect();
         rights.sort_unstable();
         rights.dedup();
-        let info = match replies.into_iter().next() {
-            Some(Value::BulkString(bytes)) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-            Some(Value::VerbatimString { text, .. } | Value::SimpleString(text)) => Some(text),
-            Some(Value::ServerError(_)) => None,
+        let info = match info {
+            Value::BulkString(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+            Value::VerbatimString { text, .. } | Value::SimpleString(text) => Some(text),
+            // The cache does without, as without the role.
+            Value::ServerError(_) => None,
             _ => return Err(unexpected()),
         };
-        let lacks = (!rights.is_empty()).then(|| self.wire.account().lacks(&rights));
-        let lacks = lacks.or_else(|| self.unheard.lock().clone());
-        Ok(Condition { info, latency, lacks })
+        let account = self.wire.account();
+        let lacks = (!rights.is_empty()).then(|| account.lacks(&rights));
+        let refused = || needed.iter().find_map(|reply| failure::refusal(reply, account));
+        let trouble = lacks.or_else(|| self.unheard.lock().clone()).or_else(refused);
+        Ok(Condition { info, latency, trouble })
     }
 
-    /// INFO, and each of our commands in a form that changes nothing, as there is no key of the channel's name.
-    fn questions(&self) -> Pipeline {
+    /// Why there are no transactions, if so. On a connection that nobody else uses meanwhile: where EXEC is denied, nothing
+    /// ends the MULTI.
+    async fn try_transaction(&self) -> Result<Option<Value>, Error> {
+        let mut transaction = Pipeline::new();
+        transaction.cmd("MULTI");
+        transaction.cmd("EXEC");
+        let replies = self.wire.ask_alone(&self.channel, &transaction).await?;
+        Ok(replies.into_iter().find(|reply| matches!(reply, Value::ServerError(_))))
+    }
+
+    /// INFO, ROLE, and each of our other commands in a form that changes nothing, as there is no key of the channel's name.
+    fn questions(&self, scripts_forbidden: bool) -> Pipeline {
         let (mut questions, channel) = (Pipeline::new(), &self.channel);
         questions.cmd("INFO");
+        questions.cmd("ROLE");
         questions.cmd("TIME");
         for (command, args) in [
             ("MGET", &[][..]),
@@ -109,14 +134,20 @@ impl Remote {
         let nothing = Notice::Released("").to_bytes();
         questions.cmd("PUBLISH").arg(channel).arg(&nothing);
         questions.cmd("PUBLISH").arg(own_channel(channel, 0)).arg(&nothing);
-        if self.scripts.are_forbidden() {
+        if scripts_forbidden {
             questions.cmd("WATCH").arg(channel);
             questions.cmd("UNWATCH");
-            // It says that there is no MULTI, which cannot be tried: where EXEC is denied, nothing ends it.
+            // The last: it says that there is no MULTI.
             questions.cmd("EXEC");
+        } else {
+            self.scripts.try_all(&mut questions);
         }
         questions
     }
+}
+
+fn says(reply: &Value, said: &Said) -> bool {
+    matches!(reply, Value::ServerError(error) if failure::said_in(error) == *said)
 }
 
 fn lacked(reply: &Value) -> Option<Right> {

@@ -34,7 +34,7 @@ use self::{
 };
 use crate::{
     clock::{Clock, millis},
-    error::{Error, ErrorKind},
+    error::{Detail, Error, ErrorKind},
     key::{FullKey, channel, pattern::Glob, sweep_fence},
     options::PoolOptions,
     sync::{Arc, Mutex},
@@ -286,8 +286,8 @@ impl Remote {
         let whole = |replies: &[Value]| matches!(replies, [Value::BulkString(_), Value::Array(ids), Value::Int(_)] if ids.len() == count);
         let replies = match self.wire(key.as_str()).pipeline(budget, &pipeline, whole).await {
             Ok(replies) => replies,
-            // GETRANGE on another type of value: not an entry of ours.
-            Err(error) if error.kind() == ErrorKind::Server => return Ok(None),
+            // GETRANGE: not an entry of ours.
+            Err(error) if error.detail() == Detail::WrongType => return Ok(None),
             Err(error) => return Err(error),
         };
         let [Value::BulkString(head), Value::Array(ids), Value::Int(left_ms)] = &replies[..] else {

@@ -95,7 +95,8 @@ fn store_alone<T: CacheValue>(
     }
     if let Some(ttl) = ttl {
         match call.target.keep_alone(value, ttl, watch, call.slot) {
-            Ok(()) => call.counters.note(Edge::Stored),
+            Ok(true) => call.counters.note(Edge::Stored),
+            Ok(false) => {}
             Err(error) => call.target.not_stored(call.slot, &error),
         }
     }

@@ -117,27 +117,32 @@ impl Scripts {
         }
     }
 
+    /// All commands that are about scripts, in a form that changes nothing.
+    pub(crate) fn try_all(&self, questions: &mut Pipeline) {
+        try_scripts(questions);
+        questions.cmd("SCRIPT").arg("LOAD").arg(&self.release.source);
+    }
+
     fn all(&self) -> [&Lua; 7] {
         let Self { lease, renew, fill, release, set, touch, invalidate, forbidden: _ } = self;
         [lease, renew, fill, release, set, touch, invalidate]
     }
 }
 
-/// Asks whether the server runs scripts, and leaves ours with it.
+/// Asks whether the server runs scripts, by their source and by their hash, and leaves ours with it.
 impl Greeting for Scripts {
     fn say(&self, pipeline: &mut Pipeline) {
-        pipeline.cmd("EVAL").arg("return 1").arg(0);
+        try_scripts(pipeline);
         for lua in self.all() {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(&lua.source);
         }
     }
 
     fn hear(&self, replies: &[Value]) {
-        match replies.first() {
-            Some(Value::Int(1)) => self.forbidden.store(false, Ordering::Relaxed),
-            Some(Value::ServerError(error)) if failure::said_in(error) == Said::ScriptsForbidden => {
-                self.forbid();
-            }
+        let forbids = |reply: &Value| matches!(reply, Value::ServerError(error) if failure::said_in(error) == Said::ScriptsForbidden);
+        match replies {
+            [eval, evalsha, ..] if forbids(eval) || forbids(evalsha) => self.forbid(),
+            [Value::Int(1), Value::Int(1), ..] => self.forbidden.store(false, Ordering::Relaxed),
             // Another error says nothing about scripts.
             _ => {}
         }
@@ -146,4 +151,11 @@ impl Greeting for Scripts {
     fn needs_exclusive(&self) -> bool {
         self.are_forbidden()
     }
+}
+
+/// A script that does nothing, by its source and then by its hash.
+fn try_scripts(pipeline: &mut Pipeline) {
+    let script = "return 1";
+    pipeline.cmd("EVAL").arg(script).arg(0);
+    pipeline.cmd("EVALSHA").arg(Script::new(script).get_hash()).arg(0);
 }

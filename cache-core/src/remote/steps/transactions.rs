@@ -107,6 +107,15 @@ pub(super) async fn settle(
     Ok(None)
 }
 
+/// Whether the server lets us tell nobody.
+fn is_untold(right: &Right) -> bool {
+    match right {
+        Right::Channels => true,
+        Right::Command(name) => name.as_deref() == Some("publish"),
+        Right::Keys => false,
+    }
+}
+
 /// Deletes without a transaction, on a server that is full or lets us tell nobody: it queues no such command. What may come between is safe: nothing was watched, so a fence that goes up on a full
 /// server may be lost, or a lease that was just taken, which ends a protection or refuses a value.
 async fn without_queue(
@@ -115,7 +124,11 @@ async fn without_queue(
     calls: &[Call<'_>],
     error: RedisError,
 ) -> Result<Option<Vec<Value>>, RedisError> {
-    let queues_nothing = matches!(failure::said(&error), Said::Full | Said::Lacks(Right::Channels));
+    let queues_nothing = match failure::said(&error) {
+        Said::Full => true,
+        Said::Lacks(right) => is_untold(&right),
+        _ => false,
+    };
     let Some(count) = step.deletes.filter(|_| queues_nothing) else { return Err(error) };
     let deleting: Vec<_> =
         calls.iter().map(|call| Call { keys: call.keys, args: &call.args[..count.min(call.args.len())] }).collect();
@@ -132,9 +145,13 @@ async fn once(
     calls: &[Call<'_>],
     atomic: bool,
 ) -> Result<Option<Vec<Value>>, RedisError> {
-    // A call that was dropped before its EXEC left its WATCH behind.
     let mut reads = Pipeline::new();
+    // A call that was dropped before its EXEC left its WATCH behind.
     reads.cmd("UNWATCH");
+    // Where MULTI is refused the commands behind it would be executed at once, unguarded: that is found out before there
+    // are any.
+    reads.cmd("MULTI");
+    reads.cmd("EXEC");
     let watch = reads.cmd("WATCH");
     for call in calls {
         watch.arg(step.watched(call));
@@ -143,7 +160,7 @@ async fn once(
         step.read(call, &mut reads);
     }
     let mut replies = connection.send_packed_commands(&reads, 0, reads.len()).await?.into_iter();
-    for reply in replies.by_ref().take(2) {
+    for reply in replies.by_ref().take(4) {
         refused(&reply)?;
     }
     let mut writes = Pipeline::new();

@@ -49,9 +49,44 @@ impl Account {
                 }
             };
         }
-        let (user, missing) = (user.escape_debug(), missing.join("; "));
+        let (user, missing) = (quoted(user), missing.join("; "));
         let message =
             format!("the Redis user {user} has no right {missing} (NOPERM); give it: ACL SETUSER {user}{words}");
         Error::new(ErrorKind::Permission, message)
+    }
+}
+
+/// A word as `redis-cli` reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| !matches!(c, '"' | '\'' | '\\') && !c.is_whitespace() && !c.is_control();
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    let mut quoted = String::from('"');
+    for c in word.chars() {
+        let _ = match c {
+            '"' | '\\' => write!(quoted, "\\{c}"),
+            c if c.is_ascii_control() => write!(quoted, "\\x{:02x}", u32::from(c)),
+            c => write!(quoted, "{c}"),
+        };
+    }
+    quoted + "\""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn a_user_is_named_as_the_command_line_reads_it() {
+        for (user, written) in [
+            ("app", "app"),
+            ("äpp:1", "äpp:1"),
+            ("o'brien", r#""o'brien""#),
+            (r#"a"b\c"#, r#""a\"b\\c""#),
+            ("a\nb", r#""a\x0ab""#),
+        ] {
+            assert_eq!(quoted(user), written);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The server's and the client library's errors: what they say, and as errors of ours, with what to do. The only place
 //! where their words are looked at; everything else decides on [`Said`], or on the kind and [`Detail`] of an [`Error`].
 
-use bb8_redis::redis::{ErrorKind as Kind, RedisError, ServerError, ServerErrorKind};
+use bb8_redis::redis::{ErrorKind as Kind, RedisError, ServerError, ServerErrorKind, Value};
 
 use super::account::{Account, Right};
 use crate::error::{Detail, Error, ErrorKind};
@@ -99,6 +99,12 @@ fn forbids_scripts(code: &str, words: &str) -> bool {
     }
 }
 
+/// Why a command was refused, by its reply; `None` for one that was not.
+pub(crate) fn refusal(reply: &Value, account: &Account) -> Option<Error> {
+    let Value::ServerError(error) = reply else { return None };
+    Some(classify(&error.clone().into(), account))
+}
+
 /// Translates an error of a command sent as this account. Neither the server's address nor the client's message can hold
 /// the password.
 pub(crate) fn classify(error: &RedisError, account: &Account) -> Error {
@@ -126,7 +132,10 @@ pub(crate) fn classify(error: &RedisError, account: &Account) -> Error {
         Said::PrimaryLost => {
             (ErrorKind::Loading, "the replica lost its primary (MASTERDOWN); point the URL to the primary")
         }
-        Said::WrongType | Said::Other => return other(error),
+        Said::WrongType => {
+            return Error::with_detail(ErrorKind::Server, Detail::WrongType, "a key of ours holds no text (WRONGTYPE)");
+        }
+        Said::Other => return other(error),
     };
     Error::new(kind, message)
 }
@@ -168,7 +177,7 @@ pub(crate) fn opens_breaker(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use bb8_redis::redis::{Value, parse_redis_value};
+    use bb8_redis::redis::parse_redis_value;
 
     use super::*;
 

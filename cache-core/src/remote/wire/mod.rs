@@ -115,6 +115,11 @@ impl Wire {
         Budget::new(self.op_timeout).limit(self.attempt_all(questions)).await
     }
 
+    /// As [`ask`](Self::ask), on the connection for transactions about `name`, which nobody else uses meanwhile.
+    pub(crate) async fn ask_alone(&self, name: &str, questions: &Pipeline) -> Result<Vec<Value>, Error> {
+        Budget::new(self.op_timeout).limit(self.attempt_alone(name, questions)).await
+    }
+
     /// Who we are to the server.
     pub(crate) fn account(&self) -> &Account {
         &self.account

@@ -238,6 +238,14 @@ impl Wire {
         Err(last.unwrap_or_else(unexpected))
     }
 
+    /// All replies, errors of the server among them, over the connection for transactions about `name`.
+    pub(crate) async fn attempt_alone(&self, name: &str, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
+        let exclusive = self.pool.exclusive(name).await?;
+        let mut handle = exclusive.connection.handle.clone();
+        let replies = handle.send_packed_commands(pipeline, 0, pipeline.len()).await;
+        replies.map_err(|error| self.failed(&exclusive.connection, &error).unwrap_or_else(|error| error))
+    }
+
     /// Gives up a connection whose replies are those of other commands: one was doubled or lost on the way. The new
     /// one hears again of what was acknowledged lately, as some of that may have been other commands' replies, too.
     fn found_out(&self, connection: &Connection) -> Error {
