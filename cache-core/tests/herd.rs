@@ -359,7 +359,11 @@ async fn the_cap_holds_for_what_the_closure_of_a_batch_begins() {
     assert_eq!(upstream.most(), 1);
 }
 
-/// G4, without Redis: 1. A call leads, another waits. 2. The key is invalidated. 3. A third call leads a flight of its own.
+/// G4, without Redis.
+///
+/// 1. A call leads, another waits.
+/// 2. The key is invalidated.
+/// 3. A third call leads a flight of its own.
 /// 4. The first one is lost: the second one joins the third, and does not fetch beside it.
 #[tokio::test(start_paused = true)]
 async fn who_waits_behind_an_invalidated_fetch_joins_the_newer_one() {
@@ -369,9 +373,10 @@ async fn who_waits_behind_an_invalidated_fetch_joins_the_newer_one() {
         let good = || {
             let (acme, upstream) = (acme.clone(), upstream.clone());
             tokio::spawn(async move {
-                let fetch =
-                    || upstream.ask(async { Ok::<_, ()>(tokio::time::sleep(Duration::from_millis(300)).await) });
-                let fetch = || async { fetch().await.map(|()| "row".to_owned()) };
+                let fetch = || async {
+                    upstream.ask(tokio::time::sleep(Duration::from_millis(300))).await;
+                    Ok::<_, ()>("row".to_owned())
+                };
                 acme.try_get_or_fetch(&ROWS.key("x"), fetch).await.unwrap()
             })
         };

@@ -672,8 +672,10 @@ async fn a_lease_that_arrives_again_after_an_invalidation_stores_nothing() {
     assert_eq!(writer.get(&key).await.unwrap(), None);
 }
 
-/// 1. A `set` is given up on a runtime that stands idle from then on. 2. A busy runtime sends the invalidation. 3. Another process
-/// invalidates. 4. The `set` arrives, still in time. It is undone all the same, from the busy runtime.
+/// 1. A `set` is given up on a runtime that stands idle from then on.
+/// 2. A busy runtime sends the invalidation.
+/// 3. Another process invalidates.
+/// 4. The `set` arrives, still in time. It is undone all the same, from the busy runtime.
 #[test]
 fn a_set_that_was_given_up_on_an_idle_runtime_is_undone() {
     let server = Server::start();

@@ -255,7 +255,7 @@ impl Scoped {
     }
 
     /// The values, in input order: from a tier, from other calls that are fetching them, or from one `fetch` of all
-    /// that are missing. `None` where the fetch gave none for the key. Cost: one round trip to look, two to store.
+    /// that are missing. `None` where the fetch gave none for the key. Cost: one round trip to look, two to store, for each 128 keys.
     ///
     /// `fetch` gets the missing keys, each once, and returns key and value of those it found. It is called once more
     /// for a single key where another call was fetching that and gave nothing this one may take.

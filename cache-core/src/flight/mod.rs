@@ -733,8 +733,10 @@ mod tests {
         }
     }
 
-    /// 1. A leads, and S waits. 2. The key is invalidated. 3. N joins, and leads a flight of its own. 4. A is lost: S must not
-    /// lead the old flight beside N.
+    // 1. A leads, and S waits.
+    // 2. The key is invalidated.
+    // 3. N joins, and leads a flight of its own.
+    // 4. A is lost: S must not lead the old flight beside N.
     #[test]
     fn nobody_leads_a_flight_that_was_replaced() {
         let fixture = Fixture::new();

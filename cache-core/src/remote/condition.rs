@@ -80,10 +80,15 @@ impl Remote {
         };
         let (info, role) = (replies.next().unwrap_or(Value::Nil), replies.next().unwrap_or(Value::Nil));
         let mut needed: Vec<Value> = replies.collect();
-        if forbidden && let Some(exec) = needed.pop() {
-            needed.extend(if lacked(&exec).is_some() { Some(exec) } else { self.try_transaction().await? });
-        }
-        let mut rights: Vec<Right> = [&info, &role].into_iter().chain(&needed).filter_map(lacked).collect();
+        let last = needed.pop().unwrap_or(Value::Nil);
+        // Without SCRIPT LOAD each script is sent once, with its first call.
+        let load = if !forbidden {
+            last
+        } else {
+            needed.extend(if lacked(&last).is_some() { Some(last) } else { self.try_transaction().await? });
+            Value::Nil
+        };
+        let mut rights: Vec<Right> = [&info, &role, &load].into_iter().chain(&needed).filter_map(lacked).collect();
         rights.sort_unstable();
         rights.dedup();
         let info = match info {
@@ -140,6 +145,7 @@ impl Remote {
             // The last: it says that there is no MULTI.
             questions.cmd("EXEC");
         } else {
+            // The last: it is done without.
             self.scripts.try_all(&mut questions);
         }
         questions

@@ -75,9 +75,7 @@ async fn renew<T: CacheValue>(ready: &[Ready<'_, '_, T>]) {
 /// Whether the lease is still ours, as far as is known.
 async fn is_renewed<T: CacheValue>(ready: &Ready<'_, '_, T>, release: &Release) -> bool {
     let (state, Some(lease)) = (ready.call.state, &release.lease) else { return false };
-    // All of a batch wait for the slowest before they are renewed again.
-    let limit = release.op_timeout.min(state.options.lease / 3);
-    let renewed = release.remote.renew(&mut Budget::new(limit), lease, state.options.lease).await;
+    let renewed = release.remote.renew(&mut Budget::new(release.op_timeout), lease, state.options.lease).await;
     renewed.unwrap_or_else(|error| {
         state.remote_failed("renew", ready.call.counters, &error);
         true
