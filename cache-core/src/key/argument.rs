@@ -116,6 +116,12 @@ impl KeyWriter {
         encode(text, |piece| self.push(piece));
     }
 
+    /// Appends text that is percent-encoded already.
+    #[inline]
+    pub(crate) fn encoded(&mut self, text: &str) {
+        self.push(text);
+    }
+
     /// Appends what `value` displays to the current segment, percent-encoded where needed.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ use twox_hash::XxHash3_64;
 
 use crate::{
     error::{Error, ErrorKind},
-    key::KeyWriter,
+    key::{KeyWriter, segment},
     sync::{Mutex, OnceLock},
     value::{TtlProfile, keyspace::Origin, schema},
 };
@@ -48,7 +48,7 @@ pub struct Place {
 /// What follows from a place, found out at the first call.
 #[derive(Debug)]
 struct Resolved {
-    /// The first segment of its keys.
+    /// The first segment of its keys, percent-encoded.
     label: Box<str>,
     /// What its entries are bound to, in every process.
     bound_to: u64,
@@ -79,7 +79,9 @@ impl Place {
         let label = if is_said { name.to_owned() } else { format!("{name}@{:06x}", hash & 0xff_ffff) };
         let twin = first_of(profile, &label, function, self).map(|first| self.twin_of(first, profile, &path));
         let code = if is_inside { self.code } else { 0 };
-        let resolved = Resolved { label: label.into(), bound_to: hash, code, twin };
+        let mut encoded = String::with_capacity(label.len());
+        segment::encode(&label, |piece| encoded.push_str(piece));
+        let resolved = Resolved { label: encoded.into(), bound_to: hash, code, twin };
         // Reported by whoever is first, and after that: what takes the log may call the function.
         if self.resolved.set(resolved).is_ok()
             && let Some(twin) = self.resolved.get().and_then(|resolved| resolved.twin.as_ref())
@@ -221,7 +223,7 @@ impl Site {
     pub(super) fn write_label(&self, writer: &mut KeyWriter) -> Result<(), Error> {
         let Some(resolved) = self.resolved else { return Ok(()) };
         writer.segment();
-        writer.literal(&resolved.label);
+        writer.encoded(&resolved.label);
         match self.markers {
             0 => Ok(()),
             markers => writer.display(format_args!("@{:06x}", markers & 0xff_ffff)),
